@@ -1,0 +1,19 @@
+//! `vstar`: trains a generative recommender with V-STAR (value-guided tree decoding + Sibling-GRPO,
+//! arXiv 2602.10699) on any GPU through wgpu, or on the CPU.
+//!
+//! Arrows point one way: `cli -> learn, eval -> decode -> model -> kernels -> device`;
+//! `catalog`, `data`, `forest`, `config` and `rng` are leaves. See `docs/architecture.md`.
+
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod decode;
+pub mod device;
+pub mod eval;
+pub mod forest;
+pub mod kernels;
+pub mod learn;
+pub mod model;
+pub mod rng;
+pub mod run;
