@@ -1,1 +1,185 @@
+//! Devices, buffers and streams.
+//!
+//! A [`Stream`] is a list of launches; a [`Device`] runs it: [`gpu`] encodes it with wgpu, [`cpu`] calls each
+//! kernel's twin on threads, [`lockstep`] does both and names the first launch whose outputs differ. Everything
+//! above this room (model, decoders, trainer) is written once, against streams.
 
+pub mod choose;
+pub mod cpu;
+pub mod gpu;
+pub mod lockstep;
+pub mod stream;
+
+use anyhow::Result;
+use serde::Serialize;
+use std::sync::Arc;
+
+pub use stream::{Access, Args, Binding, Grid, Kernel, Launch, Param, Slice, Stream, Type};
+
+/// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
+pub const ALIGN_WORDS: usize = 64;
+
+/// The largest binding wgpu guarantees (128 MiB), in words. No buffer here is larger, so every buffer can be bound
+/// whole on every adapter.
+pub const MAX_BUFFER_WORDS: usize = 128 * 1024 * 1024 / 4;
+
+/// What a person needs to know about the device a result came from.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceInfo {
+    /// `cpu`, or the adapter's name.
+    pub name: String,
+    /// `cpu`, `vulkan`, `metal`, `dx12`.
+    pub backend: String,
+    /// Driver name and version, or the number of threads.
+    pub driver: String,
+    /// Whether the arithmetic runs on the host's processor (the CPU device or a software adapter).
+    pub software: bool,
+}
+
+impl std::fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        if self.backend == "cpu" {
+            write!(f, "CPU device ({})", self.driver)
+        } else {
+            write!(f, "{} ({}, {})", self.name, self.backend, self.driver)
+        }
+    }
+}
+
+/// Work done since the device was made; differences give a step's share.
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct Counters {
+    pub submissions: u64,
+    pub launches: u64,
+    pub bytes_uploaded: u64,
+    pub bytes_read_back: u64,
+    pub pipelines_created: u64,
+    pub bind_groups_created: u64,
+}
+
+/// Something that owns buffers and runs streams. All buffers are arrays of 32-bit words.
+pub trait Device: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+
+    /// A zeroed buffer of `words` words (1 ..= [`MAX_BUFFER_WORDS`]); its number.
+    fn allocate(&self, label: &str, words: usize) -> Result<u32>;
+
+    fn release(&self, buffer: u32);
+
+    /// Copies `data` to the start of `to` (at most its length); visible to streams run later.
+    fn write(&self, to: Slice, data: &[u32]) -> Result<()>;
+
+    /// Waits for everything submitted and returns the words of each slice, in one round trip.
+    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>>;
+
+    /// Runs the launches in order. Returns once they are submitted; [`Device::read`] waits for them.
+    fn run(&self, stream: &Stream) -> Result<()>;
+
+    fn counters(&self) -> Counters;
+}
+
+/// A shared device.
+pub type DeviceRef = Arc<dyn Device>;
+
+/// An owned allocation; freed when dropped.
+pub struct Buffer {
+    device: DeviceRef,
+    id: u32,
+    words: usize,
+}
+
+impl Buffer {
+    /// A zeroed buffer. Errors: larger than one binding may be, or out of memory (naming `label` and the size).
+    pub fn new(device: &DeviceRef, label: &str, words: usize) -> Result<Buffer> {
+        let words = words.max(1);
+        anyhow::ensure!(
+            words <= MAX_BUFFER_WORDS,
+            "buffer `{label}` needs {:.0} MiB, more than the 128 MiB one binding may hold: use a smaller batch, \
+             vocabulary or model",
+            words as f64 / (1 << 18) as f64
+        );
+        let id = device.allocate(label, words)?;
+        Ok(Buffer {
+            device: device.clone(),
+            id,
+            words,
+        })
+    }
+
+    /// A buffer holding `data`.
+    pub fn with_f32(device: &DeviceRef, label: &str, data: &[f32]) -> Result<Buffer> {
+        let buffer = Buffer::new(device, label, data.len())?;
+        buffer.write_f32(data)?;
+        Ok(buffer)
+    }
+
+    /// A buffer holding `data`.
+    pub fn with_u32(device: &DeviceRef, label: &str, data: &[u32]) -> Result<Buffer> {
+        let buffer = Buffer::new(device, label, data.len())?;
+        buffer.write_u32(data)?;
+        Ok(buffer)
+    }
+
+    /// The whole buffer.
+    pub fn all(&self) -> Slice {
+        self.first(self.words)
+    }
+
+    /// The first `len` words.
+    pub fn first(&self, len: usize) -> Slice {
+        self.slice(0, len)
+    }
+
+    /// `len` words from `offset`, a multiple of [`ALIGN_WORDS`].
+    pub fn slice(&self, offset: usize, len: usize) -> Slice {
+        assert!(
+            offset.is_multiple_of(ALIGN_WORDS),
+            "slice offset {offset} is not aligned"
+        );
+        assert!(
+            offset + len <= self.words,
+            "slice {offset}+{len} of a buffer of {} words",
+            self.words
+        );
+        Slice {
+            buffer: self.id,
+            offset: offset as u32,
+            len: len as u32,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.words
+    }
+
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    pub fn write_f32(&self, data: &[f32]) -> Result<()> {
+        self.write_u32(bytemuck::cast_slice(data))
+    }
+
+    pub fn write_u32(&self, data: &[u32]) -> Result<()> {
+        self.device.write(self.first(data.len()), data)
+    }
+
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        read_f32(&self.device, self.all())
+    }
+
+    pub fn read_u32(&self) -> Result<Vec<u32>> {
+        Ok(self.device.read(&[self.all()])?.remove(0))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.release(self.id);
+    }
+}
+
+/// Reads one slice as f32.
+pub fn read_f32(device: &DeviceRef, slice: Slice) -> Result<Vec<f32>> {
+    Ok(bytemuck::cast_vec(device.read(&[slice])?.remove(0)))
+}

@@ -1,1 +1,211 @@
+//! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
+//! parameters, launch, CPU twin, tests).
 
+pub mod fill;
+pub mod harness;
+pub mod math;
+
+use crate::device::Kernel;
+use anyhow::{Result, anyhow};
+use harness::Harness;
+
+/// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
+pub static ALL: &[&Kernel] = &[&fill::FILL];
+
+/// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
+pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[("fill", fill::cases)];
+
+/// Text that shaders may include with a line `//!include NAME`.
+const INCLUDES: &[(&str, &str)] = &[
+    ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+];
+
+/// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
+pub fn expand_includes(source: &str) -> Result<String> {
+    let mut out = String::with_capacity(source.len() + 1024);
+    for line in source.lines() {
+        match line.strip_prefix("//!include ") {
+            Some(name) => {
+                let (_, text) = INCLUDES
+                    .iter()
+                    .find(|(known, _)| *known == name.trim())
+                    .ok_or_else(|| anyhow!("unknown include `{}`", name.trim()))?;
+                out.push_str(text);
+            }
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// Declares a kernel's parameter struct once: the `repr(C)` Pod the host fills and the list the shader is checked
+/// against. Fields are 4-byte scalars, so WGSL's uniform layout and `repr(C)` agree.
+#[macro_export]
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident { $($field:ident : $ty:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $(pub $field: $ty),+ }
+
+        impl $name {
+            pub const FIELDS: &'static [$crate::device::Param] = &[
+                $($crate::device::Param {
+                    name: stringify!($field),
+                    ty: $crate::params!(@ty $ty),
+                    offset: std::mem::offset_of!($name, $field),
+                }),+
+            ];
+        }
+    };
+    (@ty u32) => { $crate::device::Type::U32 };
+    (@ty f32) => { $crate::device::Type::F32 };
+}
+
+/// Declares a binding list: `bindings![x: In F32, y: Out F32]`.
+#[macro_export]
+macro_rules! bindings {
+    ($($name:ident : $access:ident $ty:ident),+ $(,)?) => {
+        &[$($crate::device::Binding {
+            name: stringify!($name),
+            access: $crate::device::Access::$access,
+            ty: $crate::device::Type::$ty,
+        }),+]
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Access, Type};
+    use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
+
+    fn scalar_type(scalar: Scalar) -> Type {
+        match scalar.kind {
+            ScalarKind::Float => Type::F32,
+            _ => Type::U32,
+        }
+    }
+
+    /// The shader's own declarations against the host's: parameter names, types and offsets; binding names, numbers,
+    /// access and element types; workgroup size and memory within the default limits.
+    fn check(kernel: &Kernel) {
+        let name = kernel.name;
+        let source = expand_includes(kernel.source).unwrap();
+        let module = naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        naga::valid::Validator::new(
+            naga::valid::ValidationFlags::all(),
+            naga::valid::Capabilities::empty(),
+        )
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let mut storage = Vec::new();
+        let mut workgroup_bytes = 0;
+        for (_, global) in module.global_variables.iter() {
+            let ty = &module.types[global.ty];
+            let bound = global.binding.as_ref().map(|b| (b.group, b.binding));
+            match global.space {
+                AddressSpace::Uniform => {
+                    assert_eq!(bound, Some((0, 0)), "{name}: parameters at binding 0");
+                    let TypeInner::Struct { members, .. } = &ty.inner else {
+                        panic!("{name}: parameters are no struct")
+                    };
+                    let declared: Vec<_> = members
+                        .iter()
+                        .map(|m| {
+                            let TypeInner::Scalar(s) = module.types[m.ty].inner else {
+                                panic!("{name}: parameter {:?} is no scalar", m.name)
+                            };
+                            (m.name.clone().unwrap(), scalar_type(s), m.offset as usize)
+                        })
+                        .collect();
+                    let host: Vec<_> = kernel
+                        .params
+                        .iter()
+                        .map(|p| (p.name.to_string(), p.ty, p.offset))
+                        .collect();
+                    assert_eq!(declared, host, "{name}: parameters");
+                }
+                AddressSpace::Storage { access } => {
+                    let TypeInner::Array { base, .. } = ty.inner else {
+                        panic!("{name}: storage is no array")
+                    };
+                    let scalar = match module.types[base].inner {
+                        TypeInner::Scalar(s) | TypeInner::Vector { scalar: s, .. } => s,
+                        ref other => panic!("{name}: element type {other:?}"),
+                    };
+                    let access = if access.contains(StorageAccess::STORE) {
+                        Access::Out
+                    } else {
+                        Access::In
+                    };
+                    let name = global.name.clone().unwrap();
+                    storage.push((bound.unwrap(), name, access, scalar_type(scalar)));
+                }
+                AddressSpace::WorkGroup => {
+                    workgroup_bytes += ty.inner.size(module.to_ctx());
+                }
+                _ => {}
+            }
+        }
+        storage.sort_by_key(|s| s.0);
+        let host: Vec<_> = kernel
+            .bindings
+            .iter()
+            .enumerate()
+            .map(|(i, b)| ((0, 1 + i as u32), b.name.to_string(), b.access, b.ty))
+            .collect();
+        assert_eq!(storage, host, "{name}: bindings");
+        assert!(host.len() <= 8, "{name}: more than 8 storage buffers");
+        assert!(workgroup_bytes <= 16_384, "{name}: workgroup memory");
+        let entry = module
+            .entry_points
+            .iter()
+            .find(|e| e.name == kernel.entry)
+            .unwrap_or_else(|| panic!("{name}: no entry point {}", kernel.entry));
+        assert!(
+            entry.workgroup_size.iter().product::<u32>() <= 256,
+            "{name}"
+        );
+        for (constant, _) in kernel.constants {
+            assert!(
+                module
+                    .overrides
+                    .iter()
+                    .any(|(_, o)| o.name.as_deref() == Some(constant)),
+                "{name}: override {constant}"
+            );
+        }
+    }
+
+    #[test]
+    fn shaders_and_host_declare_the_same() {
+        for kernel in ALL {
+            check(kernel);
+        }
+        let mut names: Vec<_> = ALL.iter().map(|k| k.name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len(), "kernel names are unique");
+    }
+
+    #[test]
+    #[should_panic(expected = "parameters")]
+    fn a_swapped_parameter_is_noticed() {
+        let swapped = fill::FILL
+            .source
+            .replace("n: u32, value: u32", "value: u32, n: u32");
+        check(&Kernel {
+            source: Box::leak(swapped.into_boxed_str()),
+            ..fill::FILL
+        });
+    }
+
+    #[test]
+    fn unknown_includes_are_errors() {
+        assert!(expand_includes("//!include nowhere\n").is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! The CPU device: runs each launch's twin; the twins use the machine's threads (rayon).
+
+use super::stream::MAX_BINDINGS;
+use super::{Args, Counters, Device, DeviceInfo, Slice, Stream};
+use anyhow::{Result, anyhow};
+use std::sync::Mutex;
+
+/// 64-byte chunks, so that every buffer (and every aligned slice) starts on a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+struct Memory {
+    lines: Vec<Line>,
+    words: usize,
+}
+
+#[derive(Default)]
+struct State {
+    buffers: Vec<Option<Memory>>,
+    free: Vec<u32>,
+    counters: Counters,
+}
+
+impl State {
+    fn pointer(&mut self, slice: Slice) -> *mut u32 {
+        let memory = self.buffers[slice.buffer as usize]
+            .as_mut()
+            .expect("buffer is alive");
+        assert!((slice.offset + slice.len) as usize <= memory.words);
+        // SAFETY: in bounds by the assertion above.
+        unsafe {
+            memory
+                .lines
+                .as_mut_ptr()
+                .cast::<u32>()
+                .add(slice.offset as usize)
+        }
+    }
+}
+
+pub struct Cpu {
+    info: DeviceInfo,
+    state: Mutex<State>,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cpu {
+    pub fn new() -> Self {
+        Cpu {
+            info: DeviceInfo {
+                name: "cpu".into(),
+                backend: "cpu".into(),
+                driver: format!("{} threads", rayon::current_num_threads()),
+                software: true,
+            },
+            state: Mutex::default(),
+        }
+    }
+}
+
+impl Device for Cpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, label: &str, words: usize) -> Result<u32> {
+        let count = words.div_ceil(16);
+        let mut lines = Vec::new();
+        lines
+            .try_reserve_exact(count)
+            .map_err(|_| anyhow!("out of memory: buffer `{label}` of {} MiB", words >> 18))?;
+        lines.resize(count, Line([0; 16]));
+        let memory = Some(Memory { lines, words });
+        let mut state = self.state.lock().unwrap();
+        Ok(match state.free.pop() {
+            Some(id) => {
+                state.buffers[id as usize] = memory;
+                id
+            }
+            None => {
+                state.buffers.push(memory);
+                (state.buffers.len() - 1) as u32
+            }
+        })
+    }
+
+    fn release(&self, buffer: u32) {
+        let mut state = self.state.lock().unwrap();
+        state.buffers[buffer as usize] = None;
+        state.free.push(buffer);
+    }
+
+    fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
+        assert!(data.len() <= to.len as usize);
+        let mut state = self.state.lock().unwrap();
+        state.counters.bytes_uploaded += 4 * data.len() as u64;
+        let pointer = state.pointer(to);
+        // SAFETY: `pointer` is valid for `to.len` words and the lock is held.
+        unsafe { std::slice::from_raw_parts_mut(pointer, data.len()) }.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
+        let mut state = self.state.lock().unwrap();
+        Ok(from
+            .iter()
+            .map(|&slice| {
+                state.counters.bytes_read_back += 4 * slice.len as u64;
+                let pointer = state.pointer(slice);
+                // SAFETY: as in `write`.
+                unsafe { std::slice::from_raw_parts(pointer, slice.len as usize) }.to_vec()
+            })
+            .collect())
+    }
+
+    fn run(&self, stream: &Stream) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.counters.submissions += 1;
+        state.counters.launches += stream.launches.len() as u64;
+        for launch in &stream.launches {
+            let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
+            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
+                *slot = (state.pointer(slice), slice.len as usize);
+            }
+            // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
+            (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        self.state.lock().unwrap().counters
+    }
+}

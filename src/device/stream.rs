@@ -1,0 +1,282 @@
+//! Kernels, launches and streams: what the model records and a device runs.
+
+use super::ALIGN_WORDS;
+use bytemuck::Pod;
+use std::cell::Cell;
+
+/// How a kernel uses a binding. `Out` is `storage, read_write` in WGSL and may be read too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    In,
+    Out,
+}
+
+/// The element type a binding is compared as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    F32,
+    U32,
+}
+
+/// One storage binding: `@group(0) @binding(1 + its index)` under the same name in the shader.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding {
+    pub name: &'static str,
+    pub access: Access,
+    pub ty: Type,
+}
+
+/// A field of a kernel's parameter struct, as both sides must declare it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Param {
+    pub name: &'static str,
+    pub ty: Type,
+    pub offset: usize,
+}
+
+/// A WGSL shader and its Rust twin under one name. `@group(0) @binding(0)` is the uniform parameter struct.
+pub struct Kernel {
+    /// Unique; `NAME` or `NAME_form` of `shaders/NAME.wgsl`.
+    pub name: &'static str,
+    /// WGSL text, includes not yet expanded (see [`crate::kernels::expand_includes`]).
+    pub source: &'static str,
+    pub entry: &'static str,
+    /// Override constants of this form.
+    pub constants: &'static [(&'static str, f64)],
+    pub params: &'static [Param],
+    pub bindings: &'static [Binding],
+    /// Computes the same outputs from the same inputs.
+    pub twin: fn(&Args),
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Part of a buffer: `len` words from `offset`. Plain data; the owner is a [`super::Buffer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slice {
+    pub buffer: u32,
+    pub offset: u32,
+    pub len: u32,
+}
+
+impl Slice {
+    /// The first `len` words of this slice.
+    pub fn first(self, len: usize) -> Slice {
+        assert!(len <= self.len as usize, "{len} words of {}", self.len);
+        Slice {
+            len: len as u32,
+            ..self
+        }
+    }
+
+    /// `len` words from word `from` (a multiple of [`ALIGN_WORDS`]) of this slice.
+    pub fn part(self, from: usize, len: usize) -> Slice {
+        assert!(from.is_multiple_of(ALIGN_WORDS) && from + len <= self.len as usize);
+        Slice {
+            offset: self.offset + from as u32,
+            len: len as u32,
+            ..self
+        }
+    }
+
+    fn overlaps(self, other: Slice) -> bool {
+        self.buffer == other.buffer
+            && self.offset < other.offset + other.len
+            && other.offset < self.offset + self.len
+    }
+}
+
+/// Number of workgroups; folded into y past 65,535 (`shared/grid.wgsl` unfolds it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid(pub u32);
+
+impl Grid {
+    /// One workgroup for every `per` of `n` elements.
+    pub fn cover(n: usize, per: usize) -> Grid {
+        Grid(u32::try_from(n.div_ceil(per)).expect("grid fits u32"))
+    }
+
+    /// The dispatch size, within the 65,535 limit per dimension.
+    pub fn dimensions(self) -> [u32; 3] {
+        const LIMIT: u32 = 65_535;
+        if self.0 <= LIMIT {
+            [self.0, 1, 1]
+        } else {
+            let rows = self.0.div_ceil(LIMIT);
+            [self.0.div_ceil(rows), rows, 1]
+        }
+    }
+}
+
+pub const MAX_BINDINGS: usize = 8;
+pub const MAX_PARAM_WORDS: usize = 32;
+
+/// One kernel call: parameters, buffers, grid.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    pub kernel: &'static Kernel,
+    pub(crate) params: [u32; MAX_PARAM_WORDS],
+    pub(crate) slices: [Slice; MAX_BINDINGS],
+    pub grid: Grid,
+}
+
+impl Launch {
+    pub fn params(&self) -> &[u32] {
+        &self.params[..self.kernel.params.len()]
+    }
+
+    pub fn slices(&self) -> &[Slice] {
+        &self.slices[..self.kernel.bindings.len()]
+    }
+}
+
+/// A list of launches in program order. Each sees the outputs of those before it.
+#[derive(Clone, Default)]
+pub struct Stream {
+    pub launches: Vec<Launch>,
+}
+
+impl Stream {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Empties the stream and keeps its memory.
+    pub fn clear(&mut self) {
+        self.launches.clear();
+    }
+
+    /// Records a launch. An empty grid records nothing.
+    ///
+    /// Panics (a mistake of the caller, not of the user) when the arguments do not fit the kernel, or when an output
+    /// aliases another argument in a way wgpu refuses: sharing a buffer with an input, or overlapping an output.
+    pub fn push<P: Pod>(
+        &mut self,
+        kernel: &'static Kernel,
+        params: &P,
+        slices: &[Slice],
+        grid: Grid,
+    ) {
+        if grid.0 == 0 {
+            return;
+        }
+        let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
+        assert_eq!(
+            words.len(),
+            kernel.params.len(),
+            "{}: parameter words",
+            kernel.name
+        );
+        assert_eq!(
+            slices.len(),
+            kernel.bindings.len(),
+            "{}: number of buffers",
+            kernel.name
+        );
+        for (i, (a, slice)) in kernel.bindings.iter().zip(slices).enumerate() {
+            assert!(
+                (slice.offset as usize).is_multiple_of(ALIGN_WORDS) && slice.len > 0,
+                "{}.{}: bad slice {slice:?}",
+                kernel.name,
+                a.name
+            );
+            if a.access == Access::In {
+                continue;
+            }
+            for (j, (b, other)) in kernel.bindings.iter().zip(slices).enumerate() {
+                let clash = match b.access {
+                    Access::In => slice.buffer == other.buffer,
+                    Access::Out => i != j && slice.overlaps(*other),
+                };
+                assert!(!clash, "{}: {} aliases {}", kernel.name, a.name, b.name);
+            }
+        }
+        let mut launch = Launch {
+            kernel,
+            params: [0; MAX_PARAM_WORDS],
+            slices: [slices[0]; MAX_BINDINGS],
+            grid,
+        };
+        launch.params[..words.len()].copy_from_slice(words);
+        launch.slices[..slices.len()].copy_from_slice(slices);
+        self.launches.push(launch);
+    }
+}
+
+/// What a twin gets: the parameters and the buffers of one launch.
+pub struct Args<'a> {
+    launch: &'a Launch,
+    memory: [(*mut u32, usize); MAX_BINDINGS],
+    taken: Cell<u32>,
+}
+
+impl<'a> Args<'a> {
+    /// # Safety
+    /// `memory` points to the launch's slices, valid for `'a`; nothing else touches the outputs meanwhile, and outputs
+    /// do not overlap other arguments ([`Stream::push`] checks that).
+    pub(crate) unsafe fn new(
+        launch: &'a Launch,
+        memory: [(*mut u32, usize); MAX_BINDINGS],
+    ) -> Self {
+        Args {
+            launch,
+            memory,
+            taken: Cell::new(0),
+        }
+    }
+
+    pub fn params<P: Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(self.launch.params()))
+    }
+
+    fn view<T: Pod>(&self, binding: usize, access: Access) -> (*mut T, usize) {
+        let declared = &self.launch.kernel.bindings[binding];
+        assert_eq!(
+            declared.access, access,
+            "{}.{}",
+            self.launch.kernel.name, declared.name
+        );
+        let (pointer, len) = self.memory[binding];
+        (pointer.cast(), len)
+    }
+
+    fn input<T: Pod>(&self, binding: usize) -> &'a [T] {
+        let (pointer, len) = self.view(binding, Access::In);
+        // SAFETY: valid for 'a and not written meanwhile (see `new`); u32 and f32 share size and alignment.
+        unsafe { std::slice::from_raw_parts(pointer, len) }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn output<T: Pod>(&self, binding: usize) -> &'a mut [T] {
+        let (pointer, len) = self.view(binding, Access::Out);
+        let bit = 1 << binding;
+        assert_eq!(self.taken.get() & bit, 0, "output {binding} taken twice");
+        self.taken.set(self.taken.get() | bit);
+        // SAFETY: exclusive (see `new`), and handed out once (`taken`).
+        unsafe { std::slice::from_raw_parts_mut(pointer, len) }
+    }
+
+    pub fn f32(&self, binding: usize) -> &'a [f32] {
+        self.input(binding)
+    }
+
+    pub fn u32(&self, binding: usize) -> &'a [u32] {
+        self.input(binding)
+    }
+
+    /// An output; each may be taken once.
+    #[allow(clippy::mut_from_ref)]
+    pub fn f32_mut(&self, binding: usize) -> &'a mut [f32] {
+        self.output(binding)
+    }
+
+    /// An output; each may be taken once.
+    #[allow(clippy::mut_from_ref)]
+    pub fn u32_mut(&self, binding: usize) -> &'a mut [u32] {
+        self.output(binding)
+    }
+}

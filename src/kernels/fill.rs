@@ -1,0 +1,77 @@
+//! `y[i] = value`: clears gradients and search state.
+//!
+//! Floor: 0 operations, 4 bytes written per element.
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+
+params! {
+    /// `value` holds the bits of the word to store.
+    Params { n: u32, value: u32 }
+}
+
+pub static FILL: Kernel = Kernel {
+    name: "fill",
+    source: include_str!("../../shaders/fill.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![y: Out U32],
+    twin,
+};
+
+/// Sets every word of `y` to `value`.
+pub fn fill_u32(stream: &mut Stream, y: Slice, value: u32) {
+    let n = y.len;
+    stream.push(
+        &FILL,
+        &Params { n, value },
+        &[y],
+        Grid::cover(n as usize, 256),
+    );
+}
+
+/// Sets every element of `y` to `value`.
+pub fn fill_f32(stream: &mut Stream, y: Slice, value: f32) {
+    fill_u32(stream, y, value.to_bits());
+}
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    args.u32_mut(0)[..p.n as usize].fill(p.value);
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for n in [1, 255, 256, 257, 1009, 65_535 * 256 + 300] {
+        let y = h.u32("y", &vec![1; n]);
+        fill_f32(h.stream(), y.slice(), 1.5);
+        h.run()?;
+        h.read_u32(&y)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn fills_and_touches_nothing_else() {
+        devices::each(|h| {
+            for n in [1, 257, 1009] {
+                let y = h.random("y", n);
+                fill_f32(h.stream(), y.slice(), 1.5);
+                h.run().unwrap();
+                h.expect(&y, &vec![1.5; n], 0.0);
+            }
+        });
+    }
+}

@@ -1,0 +1,261 @@
+//! What kernel tests and `vstar validate` share: buffers with sentinels around them, random data from the counter-based
+//! generator, and comparisons in f64 that carry their own negative control.
+
+use crate::device::lockstep::Lockstep;
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::rng::{self, Rng};
+use anyhow::{Result, ensure};
+use std::sync::Arc;
+
+/// Fills the words before and after every buffer: a NaN with a payload no kernel produces.
+const SENTINEL: u32 = 0x7fc5_a5a5;
+
+/// A buffer of a test: its data lies between two runs of sentinels.
+pub struct TestBuffer {
+    name: &'static str,
+    buffer: Buffer,
+    /// What it held at first.
+    pub words: Vec<u32>,
+}
+
+impl TestBuffer {
+    pub fn slice(&self) -> Slice {
+        self.buffer.slice(ALIGN_WORDS, self.words.len())
+    }
+
+    /// What it held at first, as f64.
+    pub fn f64(&self) -> Vec<f64> {
+        self.words
+            .iter()
+            .map(|&w| f32::from_bits(w) as f64)
+            .collect()
+    }
+}
+
+/// One device under test with the stream being recorded.
+pub struct Harness {
+    device: DeviceRef,
+    stream: Stream,
+    draws: Rng,
+    runs: u64,
+}
+
+impl Harness {
+    pub fn new(device: DeviceRef) -> Self {
+        Harness {
+            device,
+            stream: Stream::new(),
+            draws: Rng::new(1, rng::Stream::Test, 0, 0),
+            runs: 0,
+        }
+    }
+
+    pub fn device(&self) -> &DeviceRef {
+        &self.device
+    }
+
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    pub fn draws(&mut self) -> &mut Rng {
+        &mut self.draws
+    }
+
+    /// Streams run so far.
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// A buffer holding `words`.
+    pub fn u32(&mut self, name: &'static str, words: &[u32]) -> TestBuffer {
+        assert!(!words.is_empty(), "{name} is empty");
+        let tail = words.len().next_multiple_of(ALIGN_WORDS) - words.len() + ALIGN_WORDS;
+        let mut image = vec![SENTINEL; ALIGN_WORDS];
+        image.extend_from_slice(words);
+        image.extend(std::iter::repeat_n(SENTINEL, tail));
+        let buffer = Buffer::with_u32(&self.device, name, &image).expect("test buffer");
+        TestBuffer {
+            name,
+            buffer,
+            words: words.to_vec(),
+        }
+    }
+
+    /// A buffer holding `values`.
+    pub fn f32(&mut self, name: &'static str, values: &[f32]) -> TestBuffer {
+        self.u32(name, bytemuck::cast_slice(values))
+    }
+
+    /// `n` standard normal values.
+    pub fn random(&mut self, name: &'static str, n: usize) -> TestBuffer {
+        self.random_scaled(name, n, 1.0)
+    }
+
+    /// `n` normal values of the given standard deviation.
+    pub fn random_scaled(&mut self, name: &'static str, n: usize, scale: f32) -> TestBuffer {
+        let values: Vec<f32> = (0..n).map(|_| scale * self.draws.normal()).collect();
+        self.f32(name, &values)
+    }
+
+    /// `n` integers below `limit`.
+    pub fn random_below(&mut self, name: &'static str, n: usize, limit: usize) -> TestBuffer {
+        let words: Vec<u32> = (0..n).map(|_| self.draws.below(limit) as u32).collect();
+        self.u32(name, &words)
+    }
+
+    /// Runs what was recorded. On a lockstep device this is the comparison of shader and twin.
+    pub fn run(&mut self) -> Result<()> {
+        self.runs += 1;
+        let result = self.device.run(&self.stream);
+        self.stream.clear();
+        result
+    }
+
+    /// The buffer's words now. Errors: a sentinel beside it was overwritten.
+    pub fn read_u32(&self, buffer: &TestBuffer) -> Result<Vec<u32>> {
+        let image = self.device.read(&[buffer.buffer.all()])?.remove(0);
+        let end = ALIGN_WORDS + buffer.words.len();
+        for (i, &word) in image.iter().enumerate() {
+            ensure!(
+                (ALIGN_WORDS..end).contains(&i) || word == SENTINEL,
+                "buffer `{}`: written {} words outside its bounds",
+                buffer.name,
+                if i < end {
+                    ALIGN_WORDS - i
+                } else {
+                    i + 1 - end
+                }
+            );
+        }
+        Ok(image[ALIGN_WORDS..end].to_vec())
+    }
+
+    pub fn read_f32(&self, buffer: &TestBuffer) -> Result<Vec<f32>> {
+        Ok(bytemuck::cast_vec(self.read_u32(buffer)?))
+    }
+
+    /// Asserts that the buffer equals `want` within `tolerance` by relative norm, in f64, that its sentinels stand, and
+    /// that one corrupted element would have failed this very comparison.
+    pub fn expect(&self, buffer: &TestBuffer, want: &[f64], tolerance: f64) {
+        let got = self.read_f32(buffer).expect("sentinels");
+        let error = relative_error(want, &got);
+        assert!(
+            error <= tolerance,
+            "{}, `{}`: relative error {error:.2e} above {tolerance:.0e}",
+            self.device.info(),
+            buffer.name
+        );
+        let mut corrupted = got;
+        let scale = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+        let middle = corrupted.len() / 2;
+        let shift = (10.0 * tolerance.max(1e-6) * scale * (want.len() as f64).sqrt()).max(1e-6);
+        corrupted[middle] += shift as f32;
+        assert!(
+            relative_error(want, &corrupted) > tolerance,
+            "`{}`: a corrupted element passes the comparison",
+            buffer.name
+        );
+    }
+
+    /// Asserts integers equal, and that the sentinels stand.
+    pub fn expect_u32(&self, buffer: &TestBuffer, want: &[u32]) {
+        let got = self.read_u32(buffer).expect("sentinels");
+        assert_eq!(got, want, "{}, `{}`", self.device.info(), buffer.name);
+    }
+}
+
+/// Relative error by the Euclidean norm against f64 values; absolute where they are all zero.
+pub fn relative_error(want: &[f64], got: &[f32]) -> f64 {
+    assert_eq!(want.len(), got.len(), "compared slices differ in length");
+    let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
+    let difference = want
+        .iter()
+        .zip(got)
+        .map(|(w, &g)| (w - g as f64).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    if difference.is_nan() {
+        return f64::INFINITY;
+    }
+    if norm == 0.0 {
+        difference
+    } else {
+        difference / norm
+    }
+}
+
+/// Central differences of `f` at `x`, for gradients in f64.
+pub fn finite_difference(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
+    let mut at = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let h = 1e-5 * x[i].abs().max(1.0);
+            at[i] = x[i] + h;
+            let up = f(&at);
+            at[i] = x[i] - h;
+            let down = f(&at);
+            at[i] = x[i];
+            (up - down) / (2.0 * h)
+        })
+        .collect()
+}
+
+/// A lockstep pair of a fresh CPU device and `subject`, which must be fresh too.
+pub fn lockstep_pair(subject: DeviceRef) -> Arc<Lockstep> {
+    Arc::new(Lockstep::new(
+        Arc::new(crate::device::cpu::Cpu::new()),
+        subject,
+    ))
+}
+
+#[cfg(test)]
+pub mod devices {
+    //! The devices kernel tests run on. A machine without any Vulkan, Metal or DX12 adapter fails them: it must not
+    //! skip them silently.
+
+    use super::*;
+    use crate::device::choose::{DeviceChoice, choose_adapter};
+    use crate::device::cpu::Cpu;
+    use crate::device::gpu::{Gpu, GpuOptions};
+
+    fn gpu(options: GpuOptions) -> DeviceRef {
+        let choice = DeviceChoice {
+            device: "gpu".into(),
+            ..Default::default()
+        };
+        let adapter = choose_adapter(&choice)
+            .expect("GPU tests need an adapter; scripts/test installs a software one")
+            .expect("an adapter");
+        Arc::new(Gpu::open(&adapter, options).expect("a device"))
+    }
+
+    /// Under wgpu's default limits, with naga's checks: what a stranger's GPU gives.
+    pub fn bare_gpu() -> DeviceRef {
+        gpu(GpuOptions {
+            checked: true,
+            bare: true,
+        })
+    }
+
+    /// As a release run opens it: no checks, so that an access out of bounds meets the sentinels.
+    pub fn unchecked_gpu() -> DeviceRef {
+        gpu(GpuOptions::default())
+    }
+
+    /// Runs a test body on the CPU device and on the GPU with and without checks.
+    pub fn each(body: impl Fn(&mut Harness)) {
+        for device in [Arc::new(Cpu::new()), bare_gpu(), unchecked_gpu()] {
+            body(&mut Harness::new(device));
+        }
+    }
+
+    /// Runs a kernel's cases in lockstep, shader against twin, with and without checks.
+    pub fn lockstep(cases: fn(&mut Harness) -> Result<()>) {
+        for device in [bare_gpu(), unchecked_gpu()] {
+            let mut harness = Harness::new(lockstep_pair(device));
+            cases(&mut harness).unwrap();
+            assert!(harness.runs() > 0, "no case ran");
+        }
+    }
+}
