@@ -362,7 +362,7 @@ settings! {
         keep_checkpoints: usize = 2, 1..=1_000_000;
         /// Steps between checkpoints; 0 = only at the ends of stages
         checkpoint_every: usize = 100, 0..=MANY;
-        /// Steps between lines of progress and records of metrics.jsonl
+        /// Steps between records of metrics.jsonl
         log_every: usize = 1, 1..=MANY;
     }
 }
