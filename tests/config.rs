@@ -52,8 +52,10 @@ fn a_file_wins_over_defaults_and_the_command_line_over_the_file() {
         &["sft.batch=16", "rl.decode=sample", "sft.batch = 32"],
     )
     .unwrap();
-    let mut expected = Config::default();
-    expected.seed = 7;
+    let mut expected = Config {
+        seed: 7,
+        ..Config::default()
+    };
     expected.sft.lr = 1.0;
     expected.sft.batch = 32;
     expected.rl.decode = Candidates::Sample;

@@ -45,8 +45,10 @@ fn weights(content: &'static str) -> impl Fn(&Path) -> Result<()> {
 fn a_new_folder_holds_its_configuration() {
     let temporary = tempdir().unwrap();
     let root = temporary.path().join("deep/run");
-    let mut config = Config::default();
-    config.seed = 5;
+    let config = Config {
+        seed: 5,
+        ..Config::default()
+    };
     let folder = RunFolder::create(&root, &config).unwrap();
     assert_eq!(names(&root), ["README.txt", "config.toml"]);
     assert_eq!(
@@ -365,10 +367,10 @@ fn a_model_is_found_in_a_run_or_as_a_checkpoint() {
     assert_eq!(names(&root), ["README.txt", "config.toml"]);
 
     let checkpoints = folder.checkpoints(9).unwrap();
-    let config = Some(folder.config_path());
+    let config = folder.config_path();
     let found = |checkpoint: PathBuf| Located {
         checkpoint,
-        config: config.clone(),
+        config: Some(config.clone()),
     };
     let first = checkpoints
         .save(&state(Stage::Sft, 1), weights(""))
@@ -386,7 +388,7 @@ fn a_model_is_found_in_a_run_or_as_a_checkpoint() {
     let inside = locate_model(&first).unwrap();
     assert_eq!(inside.checkpoint, first);
     let configured = fs::canonicalize(inside.config.unwrap()).unwrap();
-    assert_eq!(configured, fs::canonicalize(config.unwrap()).unwrap());
+    assert_eq!(configured, fs::canonicalize(config).unwrap());
     let elsewhere = temporary.path().join("qwen");
     fs::create_dir(&elsewhere).unwrap();
     let located = locate_model(&elsewhere).unwrap();
