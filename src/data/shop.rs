@@ -20,7 +20,7 @@ use super::{Imported, Log};
 use crate::catalog::{Catalog, Embeddings, Items};
 use crate::rng::{Rng, Stream};
 
-/// Longest history of an example: what came earlier says nothing that the last ten purchases do not.
+/// Longest history of an example: earlier purchases add next to nothing to what the last ten say.
 pub(super) const MAX_HISTORY: usize = 10;
 
 const SEED: u64 = 20_260_210;
