@@ -1,5 +1,6 @@
 //! Our own plain format: `items.jsonl`, `interactions.jsonl` and, for a time split, `valid.jsonl` and `test.jsonl`.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -85,7 +86,7 @@ fn items(path: &Path) -> Result<Items> {
         dim: 0,
         data: Vec::new(),
     };
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     read::json_lines(path, |row: ItemRow| -> Entry {
         let name = row.id.0;
         let embedding = row.embedding.unwrap_or_default();

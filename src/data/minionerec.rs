@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::read::{self, Users};
 use super::{Example, Folder, Imported, Log, file_name};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Items};
 
 const COLUMNS: [&str; 5] = [
     "user_id",
@@ -58,7 +58,7 @@ pub(super) fn import(folder: &Folder) -> Result<Imported> {
 }
 
 /// Titles by item from `info.txt`, whose items and SIDs must be those of the index.
-fn info(path: &Path, index_path: &Path, items: &crate::catalog::Items) -> Result<Vec<String>> {
+fn info(path: &Path, index_path: &Path, items: &Items) -> Result<Vec<String>> {
     let item_of: HashMap<&str, usize> = (items.names.iter().enumerate())
         .map(|(item, name)| (&**name, item))
         .collect();

@@ -14,7 +14,7 @@ pub mod stats;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
@@ -116,7 +116,14 @@ pub fn load(dir: Option<&Path>, options: LoadOptions) -> Result<Dataset> {
     }
     let Some(dir) = dir else {
         let max_history = options.max_history.or(Some(shop::MAX_HISTORY));
-        return split::dataset("shop", shop::build()?, LoadOptions { max_history, ..options });
+        return split::dataset(
+            "shop",
+            shop::build()?,
+            LoadOptions {
+                max_history,
+                ..options
+            },
+        );
     };
     let folder = Folder::open(dir)?;
     let imported = match folder.format()? {
@@ -125,8 +132,7 @@ pub fn load(dir: Option<&Path>, options: LoadOptions) -> Result<Dataset> {
         Format::Jsonl => jsonl::import(&folder),
     }?;
     split::dataset(&folder.name(), imported, options)
-        .with_context(|| format!("{}", dir.display()))
-        .map_err(|error| anyhow!("{error:#}"))
+        .map_err(|error| anyhow!("{}: {error}", dir.display()))
 }
 
 /// What an importer hands over: the catalog, and interactions that no protocol has touched yet.
@@ -164,11 +170,11 @@ struct Folder {
 
 impl Folder {
     fn open(dir: &Path) -> Result<Folder> {
-        let unreadable = || format!("{}: cannot read this data folder", dir.display());
+        let unreadable =
+            |error| anyhow!("{}: cannot read this data folder ({error})", dir.display());
         let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(|e| anyhow!("{} ({e})", unreadable()))? {
-            let name = entry.with_context(unreadable)?.file_name();
-            files.extend(name.into_string());
+        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+            files.extend(entry.map_err(unreadable)?.file_name().into_string());
         }
         files.sort();
         Ok(Folder {

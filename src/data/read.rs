@@ -1,9 +1,10 @@
 //! Reading files as streams, with `file:line` in every error.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -60,13 +61,28 @@ pub(super) fn at(
     anyhow!("{}:{line}: {message}", path.display())
 }
 
+/// Counts the lines handed on. serde_json reads byte by byte and at most one ahead, so while an entry is in hand the
+/// count is the line it ends on; the line in serde_json's own errors about an entry may be that of what follows.
+struct CountLines<'a, R>(R, &'a Cell<usize>);
+
+impl<R: Read> Read for CountLines<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        let newlines = buffer[..read].iter().filter(|&&byte| byte == b'\n').count();
+        self.1.set(self.1.get() + newlines);
+        Ok(read)
+    }
+}
+
 /// Calls `entry` for every key and value of the JSON object in `path`, in order, holding one at a time.
 pub(super) fn json_entries<V: DeserializeOwned>(
     path: &Path,
-    entry: impl FnMut(String, V) -> Entry,
+    mut entry: impl FnMut(String, V) -> Entry,
 ) -> Result<()> {
     struct Entries<V, F>(F, PhantomData<V>);
-    impl<'de, V: Deserialize<'de>, F: FnMut(String, V) -> Entry> Visitor<'de> for Entries<V, F> {
+    impl<'de, V: Deserialize<'de>, F: FnMut(String, V) -> Result<(), ()>> Visitor<'de>
+        for Entries<V, F>
+    {
         type Value = usize;
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
             f.write_str("one JSON object")
@@ -74,17 +90,28 @@ pub(super) fn json_entries<V: DeserializeOwned>(
         fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<usize, A::Error> {
             let mut entries = 0;
             while let Some(key) = map.next_key()? {
-                (self.0)(key, map.next_value()?).map_err(A::Error::custom)?;
+                (self.0)(key, map.next_value()?).map_err(|()| A::Error::custom("refused"))?;
                 entries += 1;
             }
             Ok(entries)
         }
     }
-    let mut json = serde_json::Deserializer::from_reader(open(path)?);
-    let entries = (&mut json)
-        .deserialize_map(Entries(entry, PhantomData))
-        .and_then(|entries| json.end().map(|()| entries))
-        .map_err(|error| json_error(path, error.line(), &error))?;
+    let line = Cell::new(1);
+    let reader = CountLines(open(path)?, &line);
+    let mut fault = None;
+    let mut json = serde_json::Deserializer::from_reader(reader);
+    let read = (&mut json)
+        .deserialize_map(Entries(
+            |key, value| {
+                entry(key, value).map_err(|message| fault = Some(at(path, line.get(), message)))
+            },
+            PhantomData,
+        ))
+        .and_then(|entries| json.end().map(|()| entries));
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
+    let entries = read.map_err(|error| json_error(path, error.line(), &error))?;
     ensure!(entries > 0, "{}: holds no entries", path.display());
     Ok(())
 }
@@ -132,7 +159,7 @@ fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> anyhow::Er
 pub(super) fn sid_token(token: &str, level: usize) -> Result<u32, String> {
     let letter = (b'a' + (level % 26) as u8) as char;
     token
-        .strip_prefix(['<'])
+        .strip_prefix('<')
         .and_then(|rest| rest.strip_prefix(letter))
         .and_then(|rest| rest.strip_prefix('_'))
         .and_then(|rest| rest.strip_suffix('>'))
@@ -152,7 +179,7 @@ pub(super) fn sid_text(text: &str) -> Result<Vec<u32>, String> {
 /// Reads `*.index.json`: item id to SID tokens, one per level.
 pub(super) fn index(path: &Path) -> Result<Items> {
     let mut items = Items::default();
-    let mut lines_of = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     json_entries(path, |name, tokens: Vec<String>| {
         if items.names.is_empty() {
             items.levels = tokens.len();
@@ -168,7 +195,7 @@ pub(super) fn index(path: &Path) -> Result<Items> {
             let code = sid_token(token, level).map_err(|e| format!("item {name:?}: {e}"))?;
             items.codes.push(code);
         }
-        if !lines_of.insert(name.clone()) {
+        if !seen.insert(name.clone()) {
             return Err(format!(
                 "item {name:?} is there twice: ids must be distinct"
             ));

@@ -2,10 +2,15 @@
 //!
 //! Items stand in a taxonomy of department, category and maker, and these three are the levels of the SID. A visitor's
 //! next purchase is drawn from a mixture: what usually follows the last purchase (a transition graph over categories,
-//! as accessories follow a camera), the visitor's own taste (a few favourite categories), or a whim. Inside a category
-//! the makers sell almost equally well. Their margins (the worth of an item) differ a lot, depend mostly on the maker,
-//! and have nothing to do with how well an item sells: likelihood alone cannot learn to prefer the better margin, a
-//! policy rewarded with it can, and among near-ties that costs it little accuracy.
+//! as accessories follow a camera; there are two kinds of visitors, each with its own graph), the visitor's own taste
+//! (a few favourite categories), or a whim. Inside a category the makers sell almost equally well. Their margins (the
+//! worth of an item) differ a lot, depend mostly on the maker, and have nothing to do with how well an item sells:
+//! likelihood alone cannot learn to prefer the better margin, a policy rewarded with it can, and among near-ties that
+//! costs it little accuracy.
+//!
+//! A recommender that knew these probabilities would reach HR@10 0.31 and NDCG@10 0.14 on the test split, one that knew
+//! only the last category 0.27, and the ten most popular items 0.04; weighing likelihood by the root of the worth gains
+//! 44 % of worth-weighted HR@10 for 2 % of NDCG@10.
 //!
 //! The shop has its own fixed seed: it is the same for every seed of a run.
 
@@ -15,7 +20,7 @@ use super::{Imported, Log};
 use crate::catalog::{Catalog, Embeddings, Items};
 use crate::rng::{Rng, Stream};
 
-/// Longest history of an example: what came earlier says nothing that the last ten purchases do not.
+/// Longest history of an example: earlier purchases add next to nothing to what the last ten say.
 pub(super) const MAX_HISTORY: usize = 10;
 
 const SEED: u64 = 20_260_210;
@@ -28,6 +33,9 @@ const MAKERS_PER_CATEGORY: (usize, usize) = (12, 28);
 const LENGTH: (usize, usize) = (6, 20);
 const MEAN_EXTRA: f32 = 4.4;
 
+/// Kinds of visitors, equally many. A kind has its own popular categories and its own transition graph, so what comes
+/// next depends on the whole history, which gives the kind away, and not on the last purchase only.
+const KINDS: usize = 2;
 /// Where the next category comes from: the transition graph, the visitor's taste, else a whim. The graph leads, so
 /// that one category stands out after each purchase and its items are clearly ahead of all others.
 const FOLLOW: f32 = 0.70;
@@ -37,12 +45,13 @@ const SUCCESSORS: [f32; 3] = [0.80, 0.12, 0.08];
 /// Shares of a visitor's three favourite categories: two in one department, the third anywhere.
 const FAVOURITES: [f32; 3] = [0.5, 0.3, 0.2];
 /// Zipf exponent of the popularity of departments and categories: the long tail.
-const CATEGORY_ZIPF: f32 = 0.8;
+const CATEGORY_ZIPF: f32 = 1.2;
 /// Zipf exponent of the makers inside a category: near-ties.
-const MAKER_ZIPF: f32 = 0.1;
+const MAKER_ZIPF: f32 = 0.05;
 
 /// Makers with high margins, and the chance that an item of such a maker (of any other) has a high margin. About one
-/// item in four.
+/// item in four; and since a maker is a code of the SID's last level, what a policy learns of it in one category
+/// mostly holds in the next.
 const PREMIUM_MAKERS: usize = 8;
 const PREMIUM_CHANCE: (f32, f32) = (0.85, 0.08);
 /// Margin of a high-margin item over that of the others, before `MARGIN_SPREAD` (a relative half-width). Below the
@@ -56,116 +65,47 @@ const EMBEDDING_DIM: usize = 32;
 const CATEGORY_SPREAD: f32 = 0.7;
 const ITEM_SPREAD: f32 = 0.4;
 
-const TAXONOMY: [(&str, [&str; 10]); 10] = [
+/// Departments, and the categories of each.
+const TAXONOMY: [(&str, &str); 10] = [
     (
         "Kitchen",
-        [
-            "Kettles", "Knives", "Pans", "Mugs", "Scales", "Graters", "Teapots", "Toasters",
-            "Aprons", "Jars",
-        ],
+        "Kettles Knives Pans Mugs Scales Graters Teapots Toasters Aprons Jars",
     ),
     (
         "Photo",
-        [
-            "Cameras",
-            "Lenses",
-            "Tripods",
-            "Filters",
-            "Flashes",
-            "Straps",
-            "Bags",
-            "Batteries",
-            "Cards",
-            "Frames",
-        ],
+        "Cameras Lenses Tripods Filters Flashes Straps Bags Batteries Cards Frames",
     ),
     (
         "Garden",
-        [
-            "Spades", "Seeds", "Pots", "Hoses", "Gloves", "Rakes", "Shears", "Lanterns", "Feeders",
-            "Benches",
-        ],
+        "Spades Seeds Pots Hoses Gloves Rakes Shears Lanterns Feeders Benches",
     ),
     (
         "Office",
-        [
-            "Pens",
-            "Notebooks",
-            "Binders",
-            "Lamps",
-            "Staplers",
-            "Folders",
-            "Chairs",
-            "Inks",
-            "Labels",
-            "Desks",
-        ],
+        "Pens Notebooks Binders Lamps Staplers Folders Chairs Inks Labels Desks",
     ),
     (
         "Sport",
-        [
-            "Shoes", "Balls", "Rackets", "Mats", "Weights", "Bottles", "Helmets", "Towels",
-            "Ropes", "Watches",
-        ],
+        "Shoes Balls Rackets Mats Weights Bottles Helmets Towels Ropes Watches",
     ),
     (
         "Music",
-        [
-            "Guitars",
-            "Strings",
-            "Picks",
-            "Amplifiers",
-            "Cables",
-            "Stands",
-            "Drums",
-            "Keyboards",
-            "Reeds",
-            "Tuners",
-        ],
+        "Guitars Strings Picks Amplifiers Cables Stands Drums Keyboards Reeds Tuners",
     ),
     (
         "Toys",
-        [
-            "Puzzles", "Blocks", "Dolls", "Trains", "Kites", "Cards", "Dice", "Robots", "Yo-yos",
-            "Marbles",
-        ],
+        "Puzzles Blocks Dolls Trains Kites Cards Dice Robots Yo-yos Marbles",
     ),
     (
         "Pets",
-        [
-            "Leashes",
-            "Bowls",
-            "Beds",
-            "Brushes",
-            "Treats",
-            "Aquariums",
-            "Cages",
-            "Collars",
-            "Litter",
-            "Toys",
-        ],
+        "Leashes Bowls Beds Brushes Treats Aquariums Cages Collars Litter Toys",
     ),
     (
         "Beauty",
-        [
-            "Soaps", "Creams", "Brushes", "Combs", "Mirrors", "Perfumes", "Lotions", "Razors",
-            "Masks", "Oils",
-        ],
+        "Soaps Creams Brushes Combs Mirrors Perfumes Lotions Razors Masks Oils",
     ),
     (
         "Travel",
-        [
-            "Suitcases",
-            "Maps",
-            "Adapters",
-            "Pillows",
-            "Locks",
-            "Tents",
-            "Stoves",
-            "Torches",
-            "Compasses",
-            "Flasks",
-        ],
+        "Suitcases Maps Adapters Pillows Locks Tents Stoves Torches Compasses Flasks",
     ),
 ];
 const CATEGORIES: usize = 100;
@@ -194,25 +134,20 @@ fn rng(draw: Draw, document: usize) -> Rng {
 
 /// The store as its visitors see it: all that the next purchase depends on.
 struct Shop {
-    /// Popularity of each category.
-    popularity: Vec<f32>,
-    successors: Vec<[usize; 3]>,
+    /// For each kind of visitor, the popularity of each category.
+    popularity: Vec<Vec<f32>>,
+    /// For each kind of visitor, what usually follows each category.
+    successors: Vec<Vec<[usize; 3]>>,
     /// `(maker, sales weight)` of the items of each category; items are numbered in this order.
     assortment: Vec<Vec<(u32, f32)>>,
     /// First item of each category, and the number of items.
     first_item: Vec<usize>,
 }
 
-/// A visitor: favourite categories and purchases so far.
-struct Visitor {
-    favourites: [usize; 3],
-    items: Vec<u32>,
-}
-
 /// Builds the shop and everything its visitors bought.
 pub(super) fn build() -> Result<Imported> {
     let shop = Shop::new();
-    let sequences: Vec<Vec<u32>> = (0..USERS).map(|user| shop.visitor(user).items).collect();
+    let sequences: Vec<Vec<u32>> = (0..USERS).map(|user| shop.purchases(user)).collect();
     let mut items = Items {
         levels: 3,
         embeddings: Some(embeddings(&shop)),
@@ -220,7 +155,8 @@ pub(super) fn build() -> Result<Imported> {
         ..Items::default()
     };
     for (category, assortment) in shop.assortment.iter().enumerate() {
-        let (department, shelves) = TAXONOMY[category / 10];
+        let (department, categories) = TAXONOMY[category / 10];
+        let shelves: Vec<&str> = categories.split(' ').collect();
         for &(maker, _) in assortment {
             items.names.push(format!("{category:02}-{maker:02}"));
             items.titles.push(format!(
@@ -243,30 +179,21 @@ pub(super) fn build() -> Result<Imported> {
     })
 }
 
+/// What is lasting about a visitor.
+struct Taste {
+    kind: usize,
+    favourites: [usize; 3],
+}
+
 impl Shop {
     fn new() -> Shop {
-        // Popularity of a category: its department's, times its own.
-        let departments = zipf(10, CATEGORY_ZIPF, &mut rng(Draw::Popularity, 0));
-        let popularity: Vec<f32> = (0..10)
-            .flat_map(|department| {
-                zipf(
-                    10,
-                    CATEGORY_ZIPF,
-                    &mut rng(Draw::Popularity, 1 + department),
-                )
-                .into_iter()
-                .map(move |share| (department, share))
-            })
-            .map(|(department, share)| departments[department] * share)
-            .collect();
-        let successors = (0..CATEGORIES)
-            .map(|category| {
-                related(
-                    category,
-                    &[category],
-                    &popularity,
-                    &mut rng(Draw::Graph, category),
-                )
+        let popularity: Vec<Vec<f32>> = (0..KINDS).map(category_popularity).collect();
+        let successors = (popularity.iter().enumerate())
+            .map(|(kind, popularity)| {
+                let rng = |category| rng(Draw::Graph, kind * CATEGORIES + category);
+                (0..CATEGORIES)
+                    .map(|category| related(category, popularity, &mut rng(category)))
+                    .collect()
             })
             .collect();
         let mut assortment = Vec::with_capacity(CATEGORIES);
@@ -306,14 +233,18 @@ impl Shop {
     }
 
     /// Probability of each category being next, after a purchase from `last` (none at the start of a visit).
-    fn next_category(&self, favourites: [usize; 3], last: Option<usize>) -> Vec<f32> {
-        let whim = (1.0 - FOLLOW - TASTE) / self.popularity.iter().sum::<f32>();
-        let mut weights: Vec<f32> = self.popularity.iter().map(|share| share * whim).collect();
-        for (category, share) in favourites.into_iter().zip(FAVOURITES) {
+    fn next_category(&self, taste: &Taste, last: Option<usize>) -> Vec<f32> {
+        let popularity = &self.popularity[taste.kind];
+        let whim = (1.0 - FOLLOW - TASTE) / popularity.iter().sum::<f32>();
+        let mut weights: Vec<f32> = popularity.iter().map(|share| share * whim).collect();
+        for (category, share) in taste.favourites.into_iter().zip(FAVOURITES) {
             weights[category] += share * TASTE;
         }
         if let Some(category) = last {
-            for (next, share) in self.successors[category].into_iter().zip(SUCCESSORS) {
+            for (next, share) in self.successors[taste.kind][category]
+                .into_iter()
+                .zip(SUCCESSORS)
+            {
                 weights[next] += share * FOLLOW;
             }
         }
@@ -335,28 +266,36 @@ impl Shop {
             .collect()
     }
 
-    /// A visitor and all purchases; no item twice.
-    fn visitor(&self, user: usize) -> Visitor {
+    /// The taste of a visitor: the first draws of `rng`.
+    fn taste(&self, rng: &mut Rng) -> Taste {
+        let kind = rng.below(KINDS);
+        let popularity = &self.popularity[kind];
+        let home = rng.weighted(popularity);
+        let [second, _, third] = related(home, popularity, rng);
+        Taste {
+            kind,
+            favourites: [home, second, third],
+        }
+    }
+
+    /// All purchases of a visitor, in order; no item twice.
+    fn purchases(&self, user: usize) -> Vec<u32> {
         let rng = &mut rng(Draw::Visits, user);
-        let home = rng.weighted(&self.popularity);
-        let favourites = {
-            let [second, _, third] = related(home, &[home], &self.popularity, rng);
-            [home, second, third]
-        };
+        let taste = self.taste(rng);
         let (least, most) = LENGTH;
         let extra = -rng.uniform().ln() * MEAN_EXTRA;
         let length = (least + extra as usize).min(most);
         let mut items: Vec<u32> = Vec::with_capacity(length);
         while items.len() < length {
             let last = items.last().map(|&item| self.category_of(item));
-            let category = rng.weighted(&self.next_category(favourites, last));
+            let category = rng.weighted(&self.next_category(&taste, last));
             let sales = self.next_item(category, &items);
             // A visitor who owns a whole category looks elsewhere.
             if sales.iter().any(|&weight| weight > 0.0) {
                 items.push((self.first_item[category] + rng.weighted(&sales)) as u32);
             }
         }
-        Visitor { favourites, items }
+        items
     }
 }
 
@@ -367,12 +306,22 @@ fn zipf(n: usize, exponent: f32, rng: &mut Rng) -> Vec<f32> {
     weights
 }
 
-/// Three distinct categories by popularity, none of `apart`: two of the department of `category`, one of any.
-fn related(category: usize, apart: &[usize], popularity: &[f32], rng: &mut Rng) -> [usize; 3] {
+/// Popularity of each category among visitors of a kind: its department's, times its own in there.
+fn category_popularity(kind: usize) -> Vec<f32> {
+    let rng = &mut rng(Draw::Popularity, kind);
+    (zipf(10, CATEGORY_ZIPF, rng).into_iter())
+        .flat_map(|department| {
+            zipf(10, CATEGORY_ZIPF, rng)
+                .into_iter()
+                .map(move |own| department * own)
+        })
+        .collect()
+}
+
+/// Three other categories, distinct, drawn by popularity: two of the department of `category`, one of any.
+fn related(category: usize, popularity: &[f32], rng: &mut Rng) -> [usize; 3] {
     let mut weights = popularity.to_vec();
-    for &taken in apart {
-        weights[taken] = 0.0;
-    }
+    weights[category] = 0.0;
     let department = category / 10 * 10;
     let mut take = |weights: &mut Vec<f32>, from: std::ops::Range<usize>| {
         let taken = from.start + rng.weighted(&weights[from]);
@@ -446,12 +395,13 @@ mod tests {
     fn ranked(shop: &Shop, score: impl Fn(f32, usize) -> f32, worth: &[f32]) -> [f64; 3] {
         let mut totals = [0.0; 3];
         for user in 0..USERS {
-            let visitor = shop.visitor(user);
-            let (&target, history) = visitor.items.split_last().unwrap();
+            let taste = shop.taste(&mut rng(Draw::Visits, user));
+            let purchases = shop.purchases(user);
+            let (&target, history) = purchases.split_last().unwrap();
             let last = shop.category_of(*history.last().unwrap());
             let mut scores = Vec::with_capacity(shop.items());
             for (category, share) in shop
-                .next_category(visitor.favourites, Some(last))
+                .next_category(&taste, Some(last))
                 .into_iter()
                 .enumerate()
             {
@@ -517,7 +467,7 @@ mod tests {
         assert!((mean - 1.0).abs() < 0.05, "{mean}");
     }
 
-    /// What can be learned here, by the probabilities the shop was drawn from: the bounds of any model.
+    /// What can be learned here, by the probabilities the shop was drawn from: a model that knows them all.
     #[test]
     fn worth_is_to_be_had_at_little_cost_and_popularity_is_no_answer() {
         let shop = Shop::new();
@@ -538,15 +488,19 @@ mod tests {
         let [hits, gain, value] = likely;
         assert!((0.25..0.40).contains(&hits), "{likely:?}");
         assert!(popular[0] < 0.2 * hits, "{popular:?}");
-        assert!(worthy[2] > 1.25 * value, "{worthy:?} {likely:?}");
-        assert!(worthy[1] > 0.9 * gain, "{worthy:?} {likely:?}");
+        assert!(worthy[2] > 1.3 * value, "{worthy:?} {likely:?}");
+        assert!(worthy[1] > 0.95 * gain, "{worthy:?} {likely:?}");
     }
 
+    /// A change of any draw changes every published figure: let it be on purpose.
     #[test]
     fn the_shop_is_always_the_same() {
-        // A change here changes every published figure: let it be on purpose.
-        let visitor = Shop::new().visitor(7);
-        assert_eq!(visitor.items, Shop::new().visitor(7).items);
-        assert_ne!(visitor.items, Shop::new().visitor(8).items);
+        let shop = Shop::new();
+        let mark = (0..USERS)
+            .flat_map(|user| shop.purchases(user))
+            .fold(0u64, |mark, item| {
+                mark.wrapping_mul(31).wrapping_add(item as u64)
+            });
+        assert_eq!(mark, 11_863_053_481_052_255_562);
     }
 }
