@@ -1,24 +1,60 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod add;
+pub mod column_sum;
+pub mod embedding;
 pub mod fill;
+pub mod gather;
 pub mod harness;
 pub mod math;
+pub mod matmul;
+pub mod silu;
+pub mod swiglu;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
 use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
-pub static ALL: &[&Kernel] = &[&fill::FILL];
+pub static ALL: &[&Kernel] = &[
+    &add::ADD,
+    &add::ADD_IN_PLACE,
+    &column_sum::COLUMN_SUM,
+    &embedding::EMBEDDING,
+    &embedding::EMBEDDING_BACKWARD,
+    &fill::FILL,
+    &gather::GATHER_ROWS,
+    &gather::SCATTER_ADD_ROWS,
+    &matmul::NN,
+    &matmul::NN_VEC4,
+    &matmul::NT,
+    &matmul::NT_VEC4,
+    &matmul::TN,
+    &matmul::TN_VEC4,
+    &silu::SILU,
+    &silu::SILU_BACKWARD,
+    &swiglu::SWIGLU,
+    &swiglu::SWIGLU_BACKWARD,
+];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
-pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[("fill", fill::cases)];
+pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("add", add::cases),
+    ("column_sum", column_sum::cases),
+    ("embedding", embedding::cases),
+    ("fill", fill::cases),
+    ("gather", gather::cases),
+    ("matmul", matmul::cases),
+    ("silu", silu::cases),
+    ("swiglu", swiglu::cases),
+];
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
 ];
 
 /// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
