@@ -1,19 +1,37 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod adamw;
 pub mod fill;
+pub mod grad_norm;
 pub mod harness;
+pub mod log_softmax;
 pub mod math;
+pub mod reduce;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
 use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
-pub static ALL: &[&Kernel] = &[&fill::FILL];
+pub static ALL: &[&Kernel] = &[
+    &adamw::ADAMW,
+    &fill::FILL,
+    &grad_norm::FINISH,
+    &grad_norm::PARTIAL,
+    &log_softmax::BACKWARD,
+    &log_softmax::FORWARD,
+    &reduce::DOT,
+];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
-pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[("fill", fill::cases)];
+pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("adamw", adamw::cases),
+    ("fill", fill::cases),
+    ("grad_norm", grad_norm::cases),
+    ("log_softmax", log_softmax::cases),
+    ("reduce", reduce::cases),
+];
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
