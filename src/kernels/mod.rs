@@ -1,14 +1,18 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod adamw;
 pub mod add;
 pub mod column_sum;
 pub mod embedding;
 pub mod fill;
 pub mod gather;
+pub mod grad_norm;
 pub mod harness;
+pub mod log_softmax;
 pub mod math;
 pub mod matmul;
+pub mod reduce;
 pub mod silu;
 pub mod swiglu;
 
@@ -18,6 +22,7 @@ use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
 pub static ALL: &[&Kernel] = &[
+    &adamw::ADAMW,
     &add::ADD,
     &add::ADD_IN_PLACE,
     &column_sum::COLUMN_SUM,
@@ -26,12 +31,17 @@ pub static ALL: &[&Kernel] = &[
     &fill::FILL,
     &gather::GATHER_ROWS,
     &gather::SCATTER_ADD_ROWS,
+    &grad_norm::FINISH,
+    &grad_norm::PARTIAL,
+    &log_softmax::BACKWARD,
+    &log_softmax::FORWARD,
     &matmul::NN,
     &matmul::NN_VEC4,
     &matmul::NT,
     &matmul::NT_VEC4,
     &matmul::TN,
     &matmul::TN_VEC4,
+    &reduce::DOT,
     &silu::SILU,
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
@@ -40,12 +50,16 @@ pub static ALL: &[&Kernel] = &[
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
 pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("adamw", adamw::cases),
     ("add", add::cases),
     ("column_sum", column_sum::cases),
     ("embedding", embedding::cases),
     ("fill", fill::cases),
     ("gather", gather::cases),
+    ("grad_norm", grad_norm::cases),
+    ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
+    ("reduce", reduce::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
 ];
