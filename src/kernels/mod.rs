@@ -2,12 +2,17 @@
 //! parameters, launch, CPU twin, tests).
 
 pub mod adamw;
+pub mod advantage;
+pub mod candidates;
 pub mod fill;
 pub mod grad_norm;
 pub mod harness;
 pub mod log_softmax;
 pub mod math;
+pub mod objective;
 pub mod reduce;
+pub mod rng;
+pub mod td;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
@@ -16,21 +21,30 @@ use harness::Harness;
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
 pub static ALL: &[&Kernel] = &[
     &adamw::ADAMW,
+    &advantage::ADVANTAGE,
     &fill::FILL,
     &grad_norm::FINISH,
     &grad_norm::PARTIAL,
     &log_softmax::BACKWARD,
     &log_softmax::FORWARD,
+    &objective::OBJECTIVE,
+    &reduce::COLUMNS,
     &reduce::DOT,
+    &rng::RNG,
+    &td::TD,
 ];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
 pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("adamw", adamw::cases),
+    ("advantage", advantage::cases),
     ("fill", fill::cases),
     ("grad_norm", grad_norm::cases),
     ("log_softmax", log_softmax::cases),
+    ("objective", objective::cases),
     ("reduce", reduce::cases),
+    ("rng", rng::cases),
+    ("td", td::cases),
 ];
 
 /// Text that shaders may include with a line `//!include NAME`.
