@@ -3,6 +3,8 @@
 
 pub mod adamw;
 pub mod add;
+pub mod advantage;
+pub mod candidates;
 pub mod column_sum;
 pub mod embedding;
 pub mod fill;
@@ -12,9 +14,12 @@ pub mod harness;
 pub mod log_softmax;
 pub mod math;
 pub mod matmul;
+pub mod objective;
 pub mod reduce;
+pub mod rng;
 pub mod silu;
 pub mod swiglu;
+pub mod td;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
@@ -25,6 +30,7 @@ pub static ALL: &[&Kernel] = &[
     &adamw::ADAMW,
     &add::ADD,
     &add::ADD_IN_PLACE,
+    &advantage::ADVANTAGE,
     &column_sum::COLUMN_SUM,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
@@ -41,17 +47,22 @@ pub static ALL: &[&Kernel] = &[
     &matmul::NT_VEC4,
     &matmul::TN,
     &matmul::TN_VEC4,
+    &objective::OBJECTIVE,
+    &reduce::COLUMNS,
     &reduce::DOT,
+    &rng::RNG,
     &silu::SILU,
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
     &swiglu::SWIGLU_BACKWARD,
+    &td::TD,
 ];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
 pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("adamw", adamw::cases),
     ("add", add::cases),
+    ("advantage", advantage::cases),
     ("column_sum", column_sum::cases),
     ("embedding", embedding::cases),
     ("fill", fill::cases),
@@ -59,9 +70,12 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("grad_norm", grad_norm::cases),
     ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
+    ("objective", objective::cases),
     ("reduce", reduce::cases),
+    ("rng", rng::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
+    ("td", td::cases),
 ];
 
 /// Text that shaders may include with a line `//!include NAME`.
