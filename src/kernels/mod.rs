@@ -9,6 +9,7 @@ pub mod gather;
 pub mod harness;
 pub mod math;
 pub mod matmul;
+mod matmul_cpu;
 pub mod silu;
 pub mod swiglu;
 
