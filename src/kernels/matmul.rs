@@ -8,14 +8,14 @@
 //!
 //! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. The shader keeps 8 x 4 outputs per invocation in registers and
 //! uses no workgroup memory; where all row lengths are multiples of 4 it reads and writes vec4
-//! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is a packed, register-blocked product
-//! (the `gemm` crate's) on row bands, one per thread.
+//! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
+//! [`matmul_cpu`]'s.
 
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
+use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Which operand is transposed (T) and which is not (N).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,105 +127,36 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims, start: Start
     s.push(kernel, &params, &slices, Grid::cover(tiles, 1));
 }
 
-/// Products below this many multiplications run on one thread.
-const PARALLEL: usize = 64 * 64 * 64;
-
 fn twin(form: Form, args: &Args) {
     let p: Params = args.params();
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     let (a, b, bias) = (&args.f32(0)[..m * k], &args.f32(1)[..n * k], args.f32(2));
     let c = &mut args.f32_mut(3)[..m * n];
-    let accumulate = p.start != Start::Zero as u32;
     if p.start == Start::Bias as u32 {
         for row in c.chunks_exact_mut(n) {
             row.copy_from_slice(&bias[..n]);
         }
     }
-    let threads = if m * n * k < PARALLEL {
-        1
-    } else {
-        rayon::current_num_threads()
-    };
-    let band = m.div_ceil(threads);
-    let run = |(i, c): (usize, &mut [f32])| product(form, a, b, c, i * band, p, accumulate);
-    if threads == 1 {
-        run((0, c));
-    } else {
-        c.par_chunks_mut(band * n).enumerate().for_each(run);
-    }
+    let accumulate = p.start != Start::Zero as u32;
+    matmul_cpu::product(form, a, b, c, Dims { m, n, k }, accumulate);
 }
 
-/// Rows `first ..` of the product, as many as `c` holds.
-fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], first: usize, p: Params, read_c: bool) {
-    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    let rows = c.len() / n;
-    // (offset of the first row, row stride, column stride) of op(A) [m, k], (row, column stride) of op(B) [k, n].
-    let (a_first, a_row, a_column) = match form {
-        Form::NT | Form::NN => (first * k, k, 1),
-        Form::TN => (first, 1, m),
-    };
-    let (b_row, b_column) = match form {
-        Form::NT => (1, k),
-        Form::NN | Form::TN => (n, 1),
-    };
-    // SAFETY: the strides stay within the slices, whose lengths `twin` and the caller fixed from m, n, k. The product
-    // is asked for as C^T = op(B)^T op(A)^T, because gemm prefers column-major outputs.
-    unsafe {
-        gemm_f32::gemm::f32::get_gemm_fn()(
-            n,
-            rows,
-            k,
-            c.as_mut_ptr(),
-            n as isize,
-            1,
-            read_c,
-            b.as_ptr(),
-            b_row as isize,
-            b_column as isize,
-            a[a_first..].as_ptr(),
-            a_row as isize,
-            a_column as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm_common::Parallelism::None,
-        );
-    }
+const fn dims(m: usize, n: usize, k: usize) -> Dims {
+    Dims { m, n, k }
 }
 
-/// One, primes, one past a tile (8 rows, 128 columns), multiples of 4, and (last) a product worth several threads.
-const SHAPES: [Dims; 9] = [
-    Dims { m: 1, n: 1, k: 1 },
-    Dims { m: 1, n: 68, k: 12 },
-    Dims { m: 3, n: 5, k: 7 },
-    Dims {
-        m: 9,
-        n: 129,
-        k: 17,
-    },
-    Dims {
-        m: 8,
-        n: 128,
-        k: 16,
-    },
-    Dims {
-        m: 12,
-        n: 132,
-        k: 20,
-    },
-    Dims { m: 37, n: 4, k: 31 },
-    Dims {
-        m: 16,
-        n: 260,
-        k: 2,
-    },
-    Dims {
-        m: 68,
-        n: 92,
-        k: 52,
-    },
+/// One, primes, one past a tile (8 rows, 128 columns), multiples of 4, and products worth several threads.
+const SHAPES: [Dims; 10] = [
+    dims(1, 1, 1),
+    dims(1, 68, 12),
+    dims(3, 5, 7),
+    dims(9, 129, 17),
+    dims(8, 128, 16),
+    dims(12, 132, 20),
+    dims(37, 4, 31),
+    dims(16, 260, 2),
+    dims(68, 92, 52),
+    dims(100, 36, 76),
 ];
 
 pub fn cases(h: &mut Harness) -> Result<()> {

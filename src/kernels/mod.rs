@@ -17,6 +17,7 @@ pub mod matmul;
 pub mod objective;
 pub mod reduce;
 pub mod rng;
+mod matmul_cpu;
 pub mod silu;
 pub mod swiglu;
 pub mod td;
