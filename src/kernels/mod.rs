@@ -1,23 +1,47 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod attention;
 pub mod fill;
 pub mod harness;
 pub mod math;
+pub mod rmsnorm;
+pub mod rope;
+pub mod rows;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
 use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
-pub static ALL: &[&Kernel] = &[&fill::FILL];
+pub static ALL: &[&Kernel] = &[
+    &attention::FORWARD,
+    &attention::DELTA,
+    &attention::BACKWARD_QUERY,
+    &attention::BACKWARD_KEY_VALUE,
+    &fill::FILL,
+    &rmsnorm::FORWARD,
+    &rmsnorm::BACKWARD,
+    &rmsnorm::BACKWARD_IN_PLACE,
+    &rmsnorm::WEIGHT_PARTIAL,
+    &rmsnorm::WEIGHT_SUM,
+    &rope::FORWARD,
+    &rope::BACKWARD,
+];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
-pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[("fill", fill::cases)];
+pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("attention", attention::cases),
+    ("fill", fill::cases),
+    ("rmsnorm", rmsnorm::cases),
+    ("rope", rope::cases),
+];
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("rows", include_str!("../../shaders/shared/rows.wgsl")),
+    ("keys", include_str!("../../shaders/shared/keys.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
 ];
 
