@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod add;
 pub mod advantage;
+pub mod attention;
 pub mod candidates;
 pub mod column_sum;
 pub mod embedding;
@@ -18,6 +19,9 @@ pub mod objective;
 pub mod reduce;
 pub mod rng;
 mod matmul_cpu;
+pub mod rmsnorm;
+pub mod rope;
+pub mod rows;
 pub mod silu;
 pub mod swiglu;
 pub mod td;
@@ -32,6 +36,10 @@ pub static ALL: &[&Kernel] = &[
     &add::ADD,
     &add::ADD_IN_PLACE,
     &advantage::ADVANTAGE,
+    &attention::BACKWARD_KEY_VALUE,
+    &attention::BACKWARD_QUERY,
+    &attention::DELTA,
+    &attention::FORWARD,
     &column_sum::COLUMN_SUM,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
@@ -51,7 +59,14 @@ pub static ALL: &[&Kernel] = &[
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
+    &rmsnorm::BACKWARD,
+    &rmsnorm::BACKWARD_IN_PLACE,
+    &rmsnorm::FORWARD,
+    &rmsnorm::WEIGHT_PARTIAL,
+    &rmsnorm::WEIGHT_SUM,
     &rng::RNG,
+    &rope::BACKWARD,
+    &rope::FORWARD,
     &silu::SILU,
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
@@ -64,6 +79,7 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("adamw", adamw::cases),
     ("add", add::cases),
     ("advantage", advantage::cases),
+    ("attention", attention::cases),
     ("column_sum", column_sum::cases),
     ("embedding", embedding::cases),
     ("fill", fill::cases),
@@ -73,7 +89,9 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("matmul", matmul::cases),
     ("objective", objective::cases),
     ("reduce", reduce::cases),
+    ("rmsnorm", rmsnorm::cases),
     ("rng", rng::cases),
+    ("rope", rope::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
     ("td", td::cases),
@@ -82,7 +100,9 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("keys", include_str!("../../shaders/shared/keys.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+    ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
 ];
 
