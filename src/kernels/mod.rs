@@ -1,24 +1,51 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod beam;
+pub mod candidates;
+pub mod expand;
 pub mod fill;
+pub mod gather;
 pub mod harness;
 pub mod math;
+pub mod sample;
+pub mod search;
+pub mod ved_select;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
 use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
-pub static ALL: &[&Kernel] = &[&fill::FILL];
+pub static ALL: &[&Kernel] = &[
+    &beam::BEAM,
+    &candidates::CANDIDATES,
+    &expand::EXPAND,
+    &fill::FILL,
+    &gather::GATHER_ROWS,
+    &sample::SAMPLE,
+    &search::SEARCH_BEGIN,
+    &ved_select::VED_SELECT,
+];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
-pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[("fill", fill::cases)];
+pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("beam", beam::cases),
+    ("candidates", candidates::cases),
+    ("expand", expand::cases),
+    ("fill", fill::cases),
+    ("gather", gather::cases),
+    ("sample", sample::cases),
+    ("search", search::cases),
+    ("ved_select", ved_select::cases),
+];
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("grow", include_str!("../../shaders/shared/grow.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+    ("search", include_str!("../../shaders/shared/search.wgsl")),
 ];
 
 /// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
