@@ -9,7 +9,7 @@
 //! Floor: G reads per candidate, (children of the parent) x G per node: some ten thousand operations per prompt. One
 //! invocation per candidate and per node recomputes its group's moments: cheaper than a second launch.
 
-use super::candidates::{Candidates, NONE, Shape};
+use super::tree_tables::{Candidates, NONE, Shape};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -268,7 +268,7 @@ mod tests {
                     }
                     usable += 1;
                 }
-                let counted = super::super::candidates::usable_sibling_groups(&c.node_info, 3);
+                let counted = super::super::tree_tables::usable_sibling_groups(&c.node_info, 3);
                 assert_eq!(counted.iter().sum::<usize>(), usable);
                 h.expect(&advantages, &want, 1e-5);
                 h.expect(&node_reward, &rbar, 1e-6);

@@ -5,9 +5,11 @@ pub mod adamw;
 pub mod add;
 pub mod advantage;
 pub mod attention;
+pub mod beam;
 pub mod candidates;
 pub mod column_sum;
 pub mod embedding;
+pub mod expand;
 pub mod fill;
 pub mod gather;
 pub mod grad_norm;
@@ -15,16 +17,20 @@ pub mod harness;
 pub mod log_softmax;
 pub mod math;
 pub mod matmul;
+mod matmul_cpu;
 pub mod objective;
 pub mod reduce;
 pub mod rng;
-mod matmul_cpu;
 pub mod rmsnorm;
 pub mod rope;
 pub mod rows;
+pub mod sample;
+pub mod search;
 pub mod silu;
 pub mod swiglu;
 pub mod td;
+pub mod tree_tables;
+pub mod ved_select;
 
 use crate::device::Kernel;
 use anyhow::{Result, anyhow};
@@ -40,9 +46,12 @@ pub static ALL: &[&Kernel] = &[
     &attention::BACKWARD_QUERY,
     &attention::DELTA,
     &attention::FORWARD,
+    &beam::BEAM,
+    &candidates::CANDIDATES,
     &column_sum::COLUMN_SUM,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
+    &expand::EXPAND,
     &fill::FILL,
     &gather::GATHER_ROWS,
     &gather::SCATTER_ADD_ROWS,
@@ -67,11 +76,14 @@ pub static ALL: &[&Kernel] = &[
     &rng::RNG,
     &rope::BACKWARD,
     &rope::FORWARD,
+    &sample::SAMPLE,
+    &search::SEARCH_BEGIN,
     &silu::SILU,
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
     &swiglu::SWIGLU_BACKWARD,
     &td::TD,
+    &ved_select::VED_SELECT,
 ];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
@@ -80,8 +92,11 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("add", add::cases),
     ("advantage", advantage::cases),
     ("attention", attention::cases),
+    ("beam", beam::cases),
+    ("candidates", candidates::cases),
     ("column_sum", column_sum::cases),
     ("embedding", embedding::cases),
+    ("expand", expand::cases),
     ("fill", fill::cases),
     ("gather", gather::cases),
     ("grad_norm", grad_norm::cases),
@@ -92,17 +107,22 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
     ("rmsnorm", rmsnorm::cases),
     ("rng", rng::cases),
     ("rope", rope::cases),
+    ("sample", sample::cases),
+    ("search", search::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
     ("td", td::cases),
+    ("ved_select", ved_select::cases),
 ];
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("grow", include_str!("../../shaders/shared/grow.wgsl")),
     ("keys", include_str!("../../shaders/shared/keys.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),
+    ("search", include_str!("../../shaders/shared/search.wgsl")),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
 ];
 

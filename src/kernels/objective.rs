@@ -19,7 +19,7 @@
 //! Floor: 2 exponentials and about 20 G operations per node, 60 bytes per node. The sums go through `terms` and
 //! [`super::reduce::columns`], in a fixed order.
 
-use super::candidates::{Candidates, NONE, Shape};
+use super::tree_tables::{Candidates, NONE, Shape};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::{math, reduce};

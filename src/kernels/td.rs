@@ -6,7 +6,7 @@
 //!
 //! Floor: about 5 G operations per node, 4 bytes per entry and 40 per node.
 
-use super::candidates::{Candidates, NONE, Shape};
+use super::tree_tables::{Candidates, NONE, Shape};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::reduce;

@@ -1,0 +1,289 @@
+// One round of value-guided search (src/kernels/ved_select.rs). One invocation per prompt: a round is a few hundred
+// dependent steps on a tree of some fifty nodes.
+struct Params { prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, fanout: u32, levels: u32,
+                budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, score_leaves: u32, table: u32,
+                key: u32, step: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> child_logp: array<f32>;
+@group(0) @binding(2) var<storage, read> trie: array<u32>;
+@group(0) @binding(3) var<storage, read> table: array<f32>;
+@group(0) @binding(4) var<storage, read_write> tree: array<u32>;
+@group(0) @binding(5) var<storage, read_write> stats: array<f32>;
+@group(0) @binding(6) var<storage, read_write> rows: array<u32>;
+@group(0) @binding(7) var<storage, read_write> parent: array<u32>;
+@group(0) @binding(8) var<storage, read_write> entry: array<u32>;
+
+//!include grid
+//!include rng
+//!include search
+//!include grow
+
+const MAX_LEVELS: u32 = 16u;
+const MAX_DEAD_ENDS: u32 = 16u;
+const SLACK: f32 = 1e-6;
+
+// The prompt, and the first word of its header.
+var<private> b: u32;
+var<private> header: u32;
+// Per depth: unexpanded children of the nodes above the leaves' parents; mean of G.
+var<private> open: array<u32, MAX_LEVELS>;
+var<private> mean: array<f32, MAX_LEVELS>;
+// SIDs that need no further forward, leaves in the tree.
+var<private> reachable: u32;
+var<private> leaves: u32;
+
+fn legal(node: u32) -> u32 {
+    let at = tree[node_at(b, node) + TRIE];
+    return trie[at + 1u] - trie[at];
+}
+
+fn is_closed(node: u32) -> bool {
+    return tree[node_at(b, node) + CLOSED] == legal(node);
+}
+
+// Backup: one more visit to the node and its ancestors.
+fn visit(node: u32) {
+    var at = node;
+    while at != NONE {
+        tree[node_at(b, at) + VISITS] += 1u;
+        at = tree[node_at(b, at) + PARENT];
+    }
+}
+
+// Enters a node in its parent's list of children, closes what it completes, backs up its visit.
+fn link(node: u32) {
+    let at = node_at(b, node);
+    var up = tree[at + PARENT];
+    tree[at + NEXT] = tree[node_at(b, up) + FIRST];
+    tree[node_at(b, up) + FIRST] = node;
+    tree[node_at(b, up) + CHILDREN] += 1u;
+    if tree[at + DEPTH] == p.levels {
+        while up != NONE {
+            tree[node_at(b, up) + CLOSED] += 1u;
+            if !is_closed(up) {
+                break;
+            }
+            up = tree[node_at(b, up) + PARENT];
+        }
+    }
+    visit(node);
+}
+
+fn survey(count: u32) {
+    var first: array<f32, MAX_LEVELS>;
+    var sum: array<f32, MAX_LEVELS>;
+    var members: array<u32, MAX_LEVELS>;
+    for (var d = 0u; d < p.levels; d++) {
+        open[d] = 0u;
+        sum[d] = 0.0;
+        members[d] = 0u;
+    }
+    reachable = 0u;
+    leaves = 0u;
+    for (var node = 0u; node < count; node++) {
+        let at = node_at(b, node);
+        let d = tree[at + DEPTH];
+        if d == p.levels {
+            leaves += 1u;
+            continue;
+        }
+        if d + 1u == p.levels {
+            reachable += legal(node);
+        } else {
+            open[d] += legal(node) - tree[at + CHILDREN];
+        }
+        // Relative to the first, so that the mean of equal scores is that score.
+        let g = stats[stat_at(b, node) + SCORE];
+        if members[d] == 0u {
+            first[d] = g;
+        }
+        sum[d] += g - first[d];
+        members[d] += 1u;
+    }
+    for (var d = 0u; d < p.levels; d++) {
+        mean[d] = first[d] + sum[d] / f32(max(members[d], 1u));
+    }
+}
+
+// Forwards that suffice to reach `goal` SIDs, taking the deepest open prefixes first.
+fn reserve() -> u32 {
+    var need = select(0u, p.goal - reachable, p.goal > reachable);
+    var total = 0u;
+    for (var d = p.levels - 1u; d > 0u; d--) {
+        let some = min(need, open[d - 1u]);
+        total += some * (p.levels - d);
+        need -= some;
+    }
+    return total + need * (p.levels - 1u);
+}
+
+// Whether what is left of budget and rounds is needed to reach `goal` SIDs.
+fn completing() -> bool {
+    let kept = reserve();
+    let left = p.budget - tree[header + COST];
+    return kept > 0u && (left <= kept || p.rounds_left + 2u <= (kept + p.width - 1u) / p.width + p.levels);
+}
+
+fn is_taken(node: u32, edge: u32) -> bool {
+    var child = tree[node_at(b, node) + FIRST];
+    while child != NONE {
+        if tree[node_at(b, child) + TRIE] == edge + 1u {
+            return true;
+        }
+        child = tree[node_at(b, child) + NEXT];
+    }
+    return false;
+}
+
+// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best log-prob. (node, edge).
+fn best_open(frontier: u32) -> vec2<u32> {
+    var chosen = vec2<u32>(NONE, NONE);
+    var depth = 0u;
+    var best = 0.0;
+    for (var node = 0u; node < frontier; node++) {
+        let at = node_at(b, node);
+        let d = tree[at + DEPTH];
+        let children = legal(node);
+        if d + 1u >= p.levels || d < depth || tree[at + CHILDREN] == children {
+            continue;
+        }
+        let begin = trie[tree[at + TRIE]];
+        let prefix = stats[stat_at(b, node) + CUMULATIVE];
+        for (var c = 0u; c < children; c++) {
+            let score = prefix + child_logp[(b * p.nodes + node) * p.fanout + c];
+            if (chosen.x == NONE || d > depth || score > best) && !is_taken(node, begin + c) {
+                chosen = vec2<u32>(node, begin + c);
+                depth = d;
+                best = score;
+            }
+        }
+    }
+    return chosen;
+}
+
+fn is_expandable(node: u32) -> bool {
+    let at = node_at(b, node);
+    let d = tree[at + DEPTH];
+    let children = tree[at + CHILDREN];
+    let widening = table[min(tree[at + VISITS], p.table - 1u)];
+    return children < legal(node)
+        && f32(children) < widening
+        && (d + 1u < p.levels || leaves < p.leaves)
+        && stats[stat_at(b, node) + SCORE] + SLACK * abs(mean[d]) >= mean[d];
+}
+
+// The node to expand, or NONE at a dead end (which counts a visit, so that the next try goes elsewhere).
+fn select_node(frontier: u32) -> u32 {
+    var node = 0u;
+    loop {
+        if is_expandable(node) {
+            return node;
+        }
+        let root_visits = tree[node_at(b, 0u) + VISITS];
+        let explore = table[p.table + min(root_visits, p.table - 1u)];
+        var next = NONE;
+        var best = 0.0;
+        var child = tree[node_at(b, node) + FIRST];
+        while child != NONE {
+            let at = node_at(b, child);
+            if child < frontier && !is_closed(child) {
+                let u = stats[stat_at(b, child) + SCORE]
+                    + explore * table[2u * p.table + min(tree[at + VISITS], p.table - 1u)];
+                if next == NONE || u > best || (u == best && child < next) {
+                    next = child;
+                    best = u;
+                }
+            }
+            child = tree[at + NEXT];
+        }
+        if next == NONE {
+            break;
+        }
+        node = next;
+    }
+    visit(node);
+    tree[header + DEAD_ENDS] += 1u;
+    return NONE;
+}
+
+// Gumbel-max over the unexpanded children: the edge.
+fn draw(node: u32) -> u32 {
+    let begin = trie[tree[node_at(b, node) + TRIE]];
+    let children = legal(node);
+    let index = tree[header + DRAWS];
+    tree[header + DRAWS] = index + children;
+    var edge = NONE;
+    var best = 0.0;
+    for (var c = 0u; c < children; c++) {
+        let word = pcg4d(vec4<u32>(p.key, p.step, tree[header + DOCUMENT], index + c)).x;
+        let drawn = child_logp[(b * p.nodes + node) * p.fanout + c] + gumbel(word);
+        if (edge == NONE || drawn > best) && !is_taken(node, begin + c) {
+            edge = begin + c;
+            best = drawn;
+        }
+    }
+    return edge;
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    b = group_number(group, groups) * 64u + lane;
+    if b >= p.prompts { return; }
+    header = b * (1u + p.nodes) * RECORD;
+    // What the last forward ran has its scores; what this round makes has none yet.
+    let frontier = tree[header + COUNT];
+    tree[header + FRONTIER] = frontier;
+    if p.first != 0u {
+        for (var node = 1u; node < frontier; node++) {
+            link(node);
+        }
+    }
+    survey(frontier);
+    var row = 0u;
+    var dead_ends = 0u;
+    while row < p.width && dead_ends < MAX_DEAD_ENDS && tree[header + COST] < p.budget
+        && tree[header + COUNT] < p.nodes && !is_closed(0u) {
+        var under = NONE;
+        var edge = NONE;
+        if completing() {
+            let best = best_open(frontier);
+            under = best.x;
+            edge = best.y;
+            if under == NONE {
+                break;
+            }
+        } else {
+            under = select_node(frontier);
+            if under == NONE {
+                dead_ends += 1u;
+                continue;
+            }
+            edge = draw(under);
+        }
+        let begin = trie[tree[node_at(b, under) + TRIE]];
+        let node = tree[header + COUNT];
+        tree[header + COUNT] = node + 1u;
+        make(b, node, under, edge, child_logp[(b * p.nodes + under) * p.fanout + edge - begin]);
+        link(node);
+        let depth = tree[node_at(b, node) + DEPTH];
+        if depth == p.levels {
+            leaves += 1u;
+        } else {
+            open[depth - 1u] -= 1u;
+            if depth + 1u == p.levels {
+                reachable += legal(node);
+            } else {
+                open[depth] += legal(node);
+            }
+        }
+        if depth < p.levels || p.score_leaves != 0u {
+            run(b, row, node, trie[p.tokens_at + edge]);
+            tree[header + COST] += 1u;
+            row += 1u;
+        }
+    }
+    for (; row < p.width; row++) {
+        idle(b, row);
+    }
+}

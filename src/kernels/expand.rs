@@ -1,0 +1,393 @@
+//! Trie-masked expansion (spec 4), fused: of each row's logits `x` over the vocabulary and its trie node,
+//! - `logp_c = x_c - lse(x)` of every legal child `c` (`lse` over the vocabulary, or over the children when renormalised),
+//! - the entropy H of the policy restricted and renormalised to the children, V, and G = V + lambda H,
+//! - the `top` children by logit, hence by log-prob; ties go to the lower token id.
+//!
+//! Shapes: `logits` `[n, V]`, `value` `[n]`, `entry` `[n, 2]`, `child_logp` `[rows or nodes, fanout]` (the first words of
+//! a row are its children's), `stats` `[nodes, 5]` (see [`super::search`]), `top_edge` and `top_logp` `[n, top]` (NONE and
+//! -1e30 past the last child). Inactive rows (entry NONE) and leaves read no logits; a leaf's H is 0 and its G is V.
+//!
+//! Values that are not finite become -1e30: a diverged model is noticed by its loss, and still spells valid SIDs.
+//!
+//! Floor: V exponentials and 4 V bytes read per row. The order of the children is found by counting, for each, those
+//! before it: children^2 comparisons, no barrier, no sorting network; codebooks have a few hundred codes.
+
+use super::math::{self, MASKED};
+use super::search::{NONE, STATS, Trie, stat};
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+params! {
+    /// `keep`: row of `child_logp` is the entry's node, else the entry's row. `valued`: rows of `value` (0: V = 0).
+    Params {
+        rows: u32, vocab: u32, fanout: u32, tokens_at: u32, top: u32, keep: u32, renormalise: u32, valued: u32,
+        lambda: f32,
+    }
+}
+
+pub static EXPAND: Kernel = Kernel {
+    name: "expand",
+    source: include_str!("../../shaders/expand.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        logits: In F32, value: In F32, entry: In U32, trie: In U32,
+        child_logp: Out F32, stats: Out F32, top_edge: Out U32, top_logp: Out F32,
+    ],
+    twin,
+};
+
+/// The buffers of one [`expand`].
+#[derive(Clone, Copy)]
+pub struct Expand {
+    pub logits: Slice,
+    /// Values of the rows; without them V is 0.
+    pub value: Option<Slice>,
+    /// Nodes of the active rows rise strictly.
+    pub entry: Slice,
+    pub trie: Slice,
+    pub child_logp: Slice,
+    pub stats: Slice,
+    pub top_edge: Slice,
+    pub top_logp: Slice,
+}
+
+/// Scores the children of `p.rows` entries; `p.valued` follows from the buffers.
+pub fn expand(s: &mut Stream, on: Expand, p: Params) {
+    let p = Params {
+        valued: on.value.map_or(0, |_| p.rows),
+        ..p
+    };
+    let slices = [
+        on.logits,
+        on.value.unwrap_or(on.logits),
+        on.entry,
+        on.trie,
+        on.child_logp,
+        on.stats,
+        on.top_edge,
+        on.top_logp,
+    ];
+    s.push(&EXPAND, &p, &slices, Grid(p.rows));
+}
+
+fn finite(x: f32) -> f32 {
+    if x.is_finite() { x } else { MASKED }
+}
+
+/// `ln sum exp(x - high)` and `high`, in the fixed order of [`math::sum`].
+fn log_sum(x: &[f32]) -> f32 {
+    let mut lanes = [MASKED; 16];
+    let chunks = x.chunks_exact(16);
+    for &v in chunks.remainder() {
+        lanes[0] = lanes[0].max(v);
+    }
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] = lanes[i].max(chunk[i]);
+        }
+    }
+    let high = lanes.iter().copied().fold(MASKED, f32::max);
+    high + math::sum(x.iter().map(|&v| math::exp(v - high))).ln()
+}
+
+/// What the twin writes for one row.
+struct Row<'a> {
+    number: usize,
+    child_logp: &'a mut [f32],
+    stats: &'a mut [f32],
+    top_edge: &'a mut [u32],
+    top_logp: &'a mut [f32],
+}
+
+/// Takes record `index` (of `width` elements) off `rest`, which starts at record `*from`.
+fn take<'a>(
+    rest: &mut &'a mut [f32],
+    from: &mut usize,
+    index: usize,
+    width: usize,
+) -> &'a mut [f32] {
+    let (record, tail) = std::mem::take(rest)[(index - *from) * width..].split_at_mut(width);
+    (*rest, *from) = (tail, index + 1);
+    record
+}
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    let (vocab, top) = (p.vocab as usize, p.top as usize);
+    let (logits, value, entry) = (args.f32(0), args.f32(1), args.u32(2));
+    let trie = Trie::new(args.u32(3), p.tokens_at);
+    let (mut child_logp, mut stats) = (args.f32_mut(4), args.f32_mut(5));
+    let (mut top_edge, mut top_logp) = (args.u32_mut(6), args.f32_mut(7));
+    let (mut next_logp, mut next_stats) = (0, 0);
+    let mut rows = Vec::with_capacity(p.rows as usize);
+    for number in 0..p.rows as usize {
+        let (edges, logps);
+        (edges, top_edge) = top_edge.split_at_mut(top);
+        (logps, top_logp) = top_logp.split_at_mut(top);
+        let place = entry[2 * number];
+        if place == NONE {
+            edges.fill(NONE);
+            logps.fill(MASKED);
+            continue;
+        }
+        let line = if p.keep != 0 { place as usize } else { number };
+        rows.push(Row {
+            number,
+            child_logp: take(&mut child_logp, &mut next_logp, line, p.fanout as usize),
+            stats: take(&mut stats, &mut next_stats, place as usize, STATS),
+            top_edge: edges,
+            top_logp: logps,
+        });
+    }
+    let per_task = (16_384 / vocab.max(1)).max(1);
+    rows.par_iter_mut()
+        .with_min_len(per_task)
+        .for_each_init(Vec::new, |order, row| {
+            let edges = trie.edges(entry[2 * row.number + 1]);
+            let v = if p.valued > 0 {
+                finite(value[row.number])
+            } else {
+                0.0
+            };
+            let mut h = 0.0;
+            let children = edges.len();
+            if children > 0 {
+                let x = &logits[row.number * vocab..][..vocab];
+                let legal = &mut row.child_logp[..children];
+                for (y, edge) in legal.iter_mut().zip(edges.clone()) {
+                    *y = finite(x[trie.token(edge) as usize]);
+                }
+                let high = legal.iter().copied().fold(MASKED, f32::max);
+                let sum = math::sum(legal.iter().map(|&y| math::exp(y - high)));
+                let weighted = math::sum(legal.iter().map(|&y| math::exp(y - high) * (y - high)));
+                if children > 1 {
+                    h = finite(sum.ln() - weighted / sum);
+                }
+                let normaliser = if p.renormalise != 0 {
+                    high + sum.ln()
+                } else {
+                    log_sum(x)
+                };
+                order.clear();
+                order.extend(0..children as u32);
+                let before = |&a: &u32, &b: &u32| {
+                    legal[b as usize]
+                        .total_cmp(&(legal[a as usize] + 0.0))
+                        .then(a.cmp(&b))
+                };
+                if top < children && top > 0 {
+                    order.select_nth_unstable_by(top - 1, before);
+                }
+                order.truncate(top);
+                order.sort_unstable_by(before);
+                for (i, &c) in order.iter().enumerate() {
+                    row.top_edge[i] = edges.start + c;
+                    row.top_logp[i] = finite(legal[c as usize] - normaliser);
+                }
+                for y in legal {
+                    *y = finite(*y - normaliser);
+                }
+            }
+            row.top_edge[children.min(top)..].fill(NONE);
+            row.top_logp[children.min(top)..].fill(MASKED);
+            row.stats[stat::VALUE] = v;
+            row.stats[stat::ENTROPY] = h;
+            row.stats[stat::SCORE] = v + p.lambda * h;
+        });
+}
+
+/// A random trie of `levels` levels: `(child_begin, child_token, first_leaf)`, at most `fanout` children a node, tokens
+/// below `vocab`. The root has exactly `fanout`.
+pub(crate) fn random_trie(
+    draws: &mut crate::rng::Rng,
+    levels: usize,
+    fanout: usize,
+    vocab: usize,
+) -> (Vec<u32>, Vec<u32>, u32) {
+    let (mut begin, mut tokens) = (Vec::new(), Vec::new());
+    let (mut level, mut nodes) = (1, 1);
+    for depth in 0..levels {
+        let mut next = 0;
+        for _ in 0..level {
+            begin.push(tokens.len() as u32);
+            let count = if depth == 0 {
+                fanout
+            } else {
+                1 + draws.below(fanout)
+            };
+            let mut all: Vec<u32> = (0..vocab as u32).collect();
+            draws.shuffle(&mut all);
+            all.truncate(count);
+            all.sort();
+            tokens.extend(all);
+            next += count;
+        }
+        level = next;
+        nodes += next;
+    }
+    begin.extend(std::iter::repeat_n(tokens.len() as u32, level + 1));
+    (begin, tokens, (nodes - level) as u32)
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (rows, vocab, fanout, top) in [
+        (1, 5, 1, 1),
+        (3, 67, 5, 7),
+        (5, 257, 65, 8),
+        (7, 131, 130, 0),
+    ] {
+        for (renormalise, keep, valued) in [(0, 1, true), (1, 0, false)] {
+            let (begin, tokens, first_leaf) = random_trie(h.draws(), 2, fanout, vocab);
+            let trie = h.u32("trie", &[begin.clone(), tokens].concat());
+            // Equal logits in places, so that ties are met; the last row is a leaf, the one before inactive.
+            let values: Vec<f32> = (0..rows * vocab)
+                .map(|i| if i % 3 == 0 { 0.5 } else { h.draws().normal() })
+                .collect();
+            let logits = h.f32("logits", &values);
+            let value = h.random("value", rows);
+            let entries: Vec<u32> = (0..rows as u32)
+                .flat_map(|r| match rows as u32 - r {
+                    1 if rows > 1 => [2 * r, first_leaf],
+                    2 => [NONE, 0],
+                    _ => [2 * r, h.draws().below(first_leaf as usize) as u32],
+                })
+                .collect();
+            let entry = h.u32("entry", &entries);
+            let child_logp = h.random("child_logp", 2 * rows * fanout);
+            let stats = h.random("stats", 2 * rows * STATS);
+            let top_edge = h.u32("top_edge", &vec![1; (rows * top).max(1)]);
+            let top_logp = h.random("top_logp", (rows * top).max(1));
+            let on = Expand {
+                logits: logits.slice(),
+                value: valued.then_some(value.slice()),
+                entry: entry.slice(),
+                trie: trie.slice(),
+                child_logp: child_logp.slice(),
+                stats: stats.slice(),
+                top_edge: top_edge.slice(),
+                top_logp: top_logp.slice(),
+            };
+            let p = Params {
+                rows: rows as u32,
+                vocab: vocab as u32,
+                fanout: fanout as u32,
+                tokens_at: begin.len() as u32,
+                top: top as u32,
+                keep,
+                renormalise,
+                valued: 0,
+                lambda: 0.1,
+            };
+            expand(h.stream(), on, p);
+            h.run()?;
+            for buffer in [&child_logp, &stats, &top_edge, &top_logp] {
+                h.read_u32(buffer)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    /// One row over a root with the children 1, 3, 4 of a vocabulary of 6.
+    fn expand_one(
+        h: &mut Harness,
+        x: [f32; 6],
+        renormalise: u32,
+    ) -> (Vec<f32>, Vec<f32>, Vec<u32>) {
+        let trie = h.u32("trie", &[0, 3, 3, 3, 3, 1, 3, 4]);
+        let (logits, value) = (h.f32("logits", &x), h.f32("value", &[0.25]));
+        let entry = h.u32("entry", &[0, 0]);
+        let (child_logp, stats) = (
+            h.f32("child_logp", &[0.0; 3]),
+            h.f32("stats", &[0.0; STATS]),
+        );
+        let (top_edge, top_logp) = (h.u32("top_edge", &[9; 4]), h.f32("top_logp", &[0.0; 4]));
+        let on = Expand {
+            logits: logits.slice(),
+            value: Some(value.slice()),
+            entry: entry.slice(),
+            trie: trie.slice(),
+            child_logp: child_logp.slice(),
+            stats: stats.slice(),
+            top_edge: top_edge.slice(),
+            top_logp: top_logp.slice(),
+        };
+        let (rows, vocab, fanout, tokens_at, top, keep) = (1, 6, 3, 5, 4, 1);
+        let (valued, lambda) = (0, 0.1);
+        expand(
+            h.stream(),
+            on,
+            Params {
+                rows,
+                vocab,
+                fanout,
+                tokens_at,
+                top,
+                keep,
+                renormalise,
+                valued,
+                lambda,
+            },
+        );
+        h.run().unwrap();
+        (
+            h.read_f32(&child_logp).unwrap(),
+            h.read_f32(&stats).unwrap(),
+            h.read_u32(&top_edge).unwrap(),
+        )
+    }
+
+    #[test]
+    fn matches_the_formulas_in_f64() {
+        devices::each(|h| {
+            let x = [0.3, -1.0, 2.0, 0.7, 0.7, -0.2];
+            let lse = |tokens: &[usize]| {
+                tokens
+                    .iter()
+                    .map(|&t| (x[t] as f64).exp())
+                    .sum::<f64>()
+                    .ln()
+            };
+            for (renormalise, normaliser) in [(0, lse(&[0, 1, 2, 3, 4, 5])), (1, lse(&[1, 3, 4]))] {
+                let (logp, stats, top) = expand_one(h, x, renormalise);
+                let entropy: f64 = [1, 3, 4]
+                    .map(|t| x[t] as f64 - lse(&[1, 3, 4]))
+                    .map(|l| -l * l.exp())
+                    .iter()
+                    .sum();
+                for (got, token) in logp.iter().zip([1, 3, 4]) {
+                    assert!((*got as f64 - (x[token] as f64 - normaliser)).abs() < 2e-6);
+                }
+                for (got, want) in stats.iter().zip([0.25, entropy, 0.25 + 0.1 * entropy]) {
+                    assert!((*got as f64 - want).abs() < 2e-6, "{got} {want}");
+                }
+                // 3 and 4 tie: the lower token first.
+                assert_eq!(top, [1, 2, 0, NONE]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_diverged_model_still_orders_the_legal_children() {
+        devices::each(|h| {
+            let (logp, stats, top) = expand_one(h, [f32::NAN; 6], 0);
+            assert_eq!(top, [0, 1, 2, NONE]);
+            assert!(logp.iter().chain(&stats).all(|x| x.is_finite()));
+        });
+    }
+}

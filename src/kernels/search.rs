@@ -1,0 +1,278 @@
+//! The state of a tree search (spec 4) and the kernel that starts one.
+//!
+//! `tree`: u32 `[B, 1 + M, 8]`: per prompt a header record and M node records (node 0 is the root, the prompt's end):
+//!
+//! | word   | 0        | 1      | 2        | 3      | 4        | 5      | 6     | 7         |
+//! |--------|----------|--------|----------|--------|----------|--------|-------|-----------|
+//! | header | kv_begin | kv_end | document | count  | frontier | cost   | draws | dead_ends |
+//! | node   | trie     | parent | depth    | visits | children | closed | first | next      |
+//!
+//! Header: the prompt's cache slots, its document id for draws, nodes so far, the first node of the newest level or
+//! round, backbone tokens run (the root counts 1), random words used, selections that led nowhere. Node: trie node,
+//! parent, depth, visits N, children attached, children whose subtree is complete, the newest child and, in that
+//! child's list, the next sibling. Nodes are numbered in the order they were made, so parents come before children.
+//!
+//! `stats`: f32 `[B, M, 5]`: value V, entropy H, score G = V + lambda H, log-prob of the node's token, of its prefix.
+//!
+//! `entry`: u32 `[n, 2]`: for each row the model ran, its node (`b * M + i`, or NONE for an inactive row) and trie node.
+//!
+//! `trie`: u32, `child_begin` then (from word `tokens_at`) `child_token` (see [`crate::decode::TrieBuffers`]).
+//!
+//! Node `i` of prompt `b` has the cache slot `slot_base + b * M + i`; the root's is never written (its keys and values
+//! are the prompt's).
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+
+pub const NONE: u32 = u32::MAX;
+/// Words of a header, a node and a row.
+pub const RECORD: usize = 8;
+/// Floats of a node.
+pub const STATS: usize = 5;
+
+/// Words of a header.
+pub mod header {
+    pub const KV_BEGIN: usize = 0;
+    pub const KV_END: usize = 1;
+    pub const DOCUMENT: usize = 2;
+    pub const COUNT: usize = 3;
+    pub const FRONTIER: usize = 4;
+    pub const COST: usize = 5;
+    pub const DRAWS: usize = 6;
+    pub const DEAD_ENDS: usize = 7;
+}
+
+/// Words of a node.
+pub mod node {
+    pub const TRIE: usize = 0;
+    pub const PARENT: usize = 1;
+    pub const DEPTH: usize = 2;
+    pub const VISITS: usize = 3;
+    pub const CHILDREN: usize = 4;
+    pub const CLOSED: usize = 5;
+    pub const FIRST: usize = 6;
+    pub const NEXT: usize = 7;
+}
+
+/// Floats of a node.
+pub mod stat {
+    pub const VALUE: usize = 0;
+    pub const ENTROPY: usize = 1;
+    pub const SCORE: usize = 2;
+    pub const LOGP: usize = 3;
+    pub const CUMULATIVE: usize = 4;
+}
+
+/// `trie` as the twins read it.
+#[derive(Clone, Copy)]
+pub(super) struct Trie<'a> {
+    words: &'a [u32],
+    tokens_at: usize,
+}
+
+impl<'a> Trie<'a> {
+    pub fn new(words: &'a [u32], tokens_at: u32) -> Self {
+        let tokens_at = tokens_at as usize;
+        Trie { words, tokens_at }
+    }
+
+    /// The child edges of `node`; edge `e` leads to node `e + 1`.
+    pub fn edges(self, node: u32) -> std::ops::Range<u32> {
+        self.words[node as usize]..self.words[node as usize + 1]
+    }
+
+    pub fn token(self, edge: u32) -> u32 {
+        self.words[self.tokens_at + edge as usize]
+    }
+}
+
+/// What one prompt's part of a twin may write: its tree, stats, parent links, and its rows and entries of the next
+/// forward.
+pub(super) struct Prompt<'a> {
+    pub index: usize,
+    pub nodes: usize,
+    pub slot_base: u32,
+    pub tree: &'a mut [u32],
+    pub stats: &'a mut [f32],
+    pub parent: &'a mut [u32],
+    pub rows: &'a mut [u32],
+    pub entry: &'a mut [u32],
+}
+
+impl Prompt<'_> {
+    pub fn header(&mut self, field: usize) -> &mut u32 {
+        &mut self.tree[field]
+    }
+
+    pub fn node(&self, node: usize, field: usize) -> u32 {
+        self.tree[(1 + node) * RECORD + field]
+    }
+
+    pub fn node_mut(&mut self, node: usize, field: usize) -> &mut u32 {
+        &mut self.tree[(1 + node) * RECORD + field]
+    }
+
+    pub fn stat(&self, node: usize, field: usize) -> f32 {
+        self.stats[node * STATS + field]
+    }
+
+    fn slot(&self, node: usize) -> u32 {
+        self.slot_base + (self.index * self.nodes + node) as u32
+    }
+
+    /// Writes node `new` as the child of `under` along `edge`.
+    pub fn make(&mut self, new: usize, under: usize, edge: u32, logp: f32) {
+        let depth = self.node(under, node::DEPTH) + 1;
+        let record = [edge + 1, under as u32, depth, 0, 0, 0, NONE, NONE];
+        self.tree[(1 + new) * RECORD..][..RECORD].copy_from_slice(&record);
+        let cumulative = self.stat(under, stat::CUMULATIVE) + logp;
+        self.stats[new * STATS..][..STATS].copy_from_slice(&[0.0, 0.0, 0.0, logp, cumulative]);
+        self.parent[new] = if under == 0 { NONE } else { self.slot(under) };
+    }
+
+    /// Makes `row` of the next forward run node `new`.
+    pub fn run(&mut self, row: usize, new: usize, token: u32) {
+        let (begin, end) = (self.tree[header::KV_BEGIN], self.tree[header::KV_END]);
+        let slot = self.slot(new);
+        let position = end - begin + self.node(new, node::DEPTH) - 1;
+        let record = [token, position, begin, end, slot, slot, 0, 0];
+        self.rows[row * RECORD..][..RECORD].copy_from_slice(&record);
+        let place = (self.index * self.nodes + new) as u32;
+        let pair = [place, self.node(new, node::TRIE)];
+        self.entry[2 * row..2 * row + 2].copy_from_slice(&pair);
+    }
+
+    /// Makes the rows from `row` on inactive.
+    pub fn rest(&mut self, row: usize) {
+        for record in self.rows.chunks_exact_mut(RECORD).skip(row) {
+            record.copy_from_slice(&[0, 0, 0, 0, NONE, NONE, 0, 0]);
+        }
+        for entry in self.entry.chunks_exact_mut(2).skip(row) {
+            entry.copy_from_slice(&[NONE, 0]);
+        }
+    }
+}
+
+/// Sizes that the kernels which grow a tree share.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub prompts: u32,
+    /// M
+    pub nodes: u32,
+    pub slot_base: u32,
+    /// Rows of the next forward per prompt.
+    pub width: u32,
+}
+
+/// Runs `grow` for every prompt, on all threads.
+pub(super) fn each_prompt(
+    shape: Shape,
+    tree: &mut [u32],
+    stats: &mut [f32],
+    rows: &mut [u32],
+    parent: &mut [u32],
+    entry: &mut [u32],
+    grow: impl Fn(Prompt) + Sync,
+) {
+    use rayon::prelude::*;
+    let (prompts, nodes) = (shape.prompts as usize, shape.nodes as usize);
+    let (slot_base, width) = (shape.slot_base as usize, shape.width as usize);
+    (
+        tree.par_chunks_mut((1 + nodes) * RECORD),
+        stats.par_chunks_mut(nodes * STATS),
+        rows.par_chunks_mut(width * RECORD),
+        parent[slot_base..].par_chunks_mut(nodes),
+        entry.par_chunks_mut(width * 2),
+    )
+        .into_par_iter()
+        .take(prompts)
+        .enumerate()
+        .for_each(|(index, (tree, stats, rows, parent, entry))| {
+            grow(Prompt {
+                index,
+                nodes,
+                slot_base: shape.slot_base,
+                tree,
+                stats,
+                parent,
+                rows,
+                entry,
+            });
+        });
+}
+
+params! { Params { prompts: u32, nodes: u32 } }
+
+pub static SEARCH_BEGIN: Kernel = Kernel {
+    name: "search_begin",
+    source: include_str!("../../shaders/search_begin.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![prompt: In U32, tree: Out U32, stats: Out F32, entry: Out U32],
+    twin,
+};
+
+/// Plants a root for each prompt. `prompt`: u32 `[B, 3]`, its cache slots `[kv_begin, kv_end)` and document id. Writes
+/// the headers and roots of `tree` and `stats` and the first B entries. `nodes` is M.
+pub fn search_begin(
+    s: &mut Stream,
+    prompt: Slice,
+    tree: Slice,
+    stats: Slice,
+    entry: Slice,
+    prompts: usize,
+    nodes: usize,
+) {
+    let params = Params {
+        prompts: prompts as u32,
+        nodes: nodes as u32,
+    };
+    let grid = Grid::cover(prompts, 64);
+    s.push(&SEARCH_BEGIN, &params, &[prompt, tree, stats, entry], grid);
+}
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    let nodes = p.nodes as usize;
+    let (prompt, tree) = (args.u32(0), args.u32_mut(1));
+    let (stats, entry) = (args.f32_mut(2), args.u32_mut(3));
+    for b in 0..p.prompts as usize {
+        let [begin, end, document] = [0, 1, 2].map(|i| prompt[3 * b + i]);
+        let records = [
+            [begin, end, document, 1, 0, 1, 0, 0],
+            [0, NONE, 0, 1, 0, 0, NONE, NONE],
+        ];
+        tree[b * (1 + nodes) * RECORD..][..2 * RECORD].copy_from_slice(records.as_flattened());
+        stats[b * nodes * STATS..][..STATS].fill(0.0);
+        entry[2 * b..2 * b + 2].copy_from_slice(&[(b * nodes) as u32, 0]);
+    }
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (prompts, nodes) in [(1, 1), (65, 3)] {
+        let prompt = h.random_below("prompt", 3 * prompts, 1000);
+        let tree = h.u32("tree", &vec![7; prompts * (1 + nodes) * RECORD]);
+        let stats = h.random("stats", prompts * nodes * STATS);
+        let entry = h.u32("entry", &vec![7; 2 * prompts]);
+        let (a, b, c, d) = (prompt.slice(), tree.slice(), stats.slice(), entry.slice());
+        search_begin(h.stream(), a, b, c, d, prompts, nodes);
+        h.run()?;
+        for buffer in [&tree, &stats, &entry] {
+            h.read_u32(buffer)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(super::cases);
+    }
+}

@@ -1,0 +1,482 @@
+//! One round of value-guided search (spec 4, steps 2 to 5): select, gate, draw, attach, back up.
+//!
+//! Up to `width` times, for each prompt: descend from the root to the child with the largest
+//! `U = G + beta sqrt(ln(N_root + 1) / (N + 1))` until a node with unexpanded children passes the gate (G at least the mean
+//! of its depth) and the widening rule (`children < c N^a`); draw one of its unexpanded children by Gumbel-max; attach it
+//! and write its row for the next forward; count a visit along its path. That visit is the backup, made at once: within a
+//! round it acts as the virtual visit that sends the next selection elsewhere. Nodes of the current round have no scores
+//! yet and are not descended into; nodes whose subtree is complete are closed and never are.
+//!
+//! - A descent that ends at no expandable node counts a visit along its path; [`MAX_DEAD_ENDS`] of them end the round.
+//! - The budget is hard. Leaves cost nothing when they are not run; there may be at most `leaves` of them.
+//! - When what is left of the budget (or of the rounds) is only just enough to reach `goal` complete SIDs, the round
+//!   completes prefixes greedily instead: the deepest nodes with an unexpanded child, the child with the best log-prob.
+//!   What is needed is known from the trie alone: a run node at depth L - 1 makes all its leaves reachable, an unexpanded
+//!   child at depth d + 1 needs at most L - 1 - d forwards for one more SID.
+//!
+//! Draws: word 0 of the generator at (key, step, document, `draws + c`), `draws` advancing by the number of children.
+//! `table`: f32 `[3, n]` by visits: `ceil(c N^a)`, `beta sqrt(ln(N + 1))`, `1 / sqrt(N + 1)` ([`table`]), so that integer
+//! boundaries do not depend on an adapter's `pow`.
+//!
+//! Floor: nothing to speak of; a few hundred dependent steps per prompt, so one invocation per prompt and no barriers.
+
+use super::search::{NONE, Prompt, Shape, Trie, each_prompt, header, node, stat};
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params, rng};
+use anyhow::Result;
+
+/// The deepest SIDs the search takes.
+pub const MAX_LEVELS: usize = 16;
+/// Descents that lead nowhere before a round gives up.
+pub const MAX_DEAD_ENDS: u32 = 16;
+/// Relative slack of the gate.
+const SLACK: f32 = 1e-6;
+
+params! {
+    /// `nodes` is M, `width` the selections of a round, `rounds_left` counts this one, `first` marks the round after the
+    /// first tree, `table` is the length of each of the three tables.
+    Params {
+        prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, fanout: u32, levels: u32,
+        budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, score_leaves: u32, table: u32,
+        key: u32, step: u32,
+    }
+}
+
+pub static VED_SELECT: Kernel = Kernel {
+    name: "ved_select",
+    source: include_str!("../../shaders/ved_select.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        child_logp: In F32, trie: In U32, table: In F32,
+        tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
+    ],
+    twin,
+};
+
+/// The buffers of [`ved_select`], in the kernel's order (see [`super::search`] for the last five).
+#[derive(Clone, Copy)]
+pub struct VedSelect {
+    /// `[nodes, fanout]`
+    pub child_logp: Slice,
+    pub trie: Slice,
+    pub table: Slice,
+    pub tree: Slice,
+    pub stats: Slice,
+    pub rows: Slice,
+    pub parent: Slice,
+    pub entry: Slice,
+}
+
+/// Records one round.
+pub fn ved_select(s: &mut Stream, on: VedSelect, p: Params) {
+    let slices = [
+        on.child_logp,
+        on.trie,
+        on.table,
+        on.tree,
+        on.stats,
+        on.rows,
+        on.parent,
+        on.entry,
+    ];
+    s.push(
+        &VED_SELECT,
+        &p,
+        &slices,
+        Grid::cover(p.prompts as usize, 64),
+    );
+}
+
+/// The three tables of widening and exploration for `0 .. visits` visits.
+pub fn table(visits: usize, beta: f64, widen_c: f64, widen_a: f64) -> Vec<f32> {
+    let by_visits =
+        |f: &dyn Fn(f64) -> f64| -> Vec<f32> { (0..visits).map(|n| f(n as f64) as f32).collect() };
+    [
+        by_visits(&|n| (widen_c * n.powf(widen_a)).ceil()),
+        by_visits(&|n| beta * (n + 1.0).ln().sqrt()),
+        by_visits(&|n| 1.0 / (n + 1.0).sqrt()),
+    ]
+    .concat()
+}
+
+/// One prompt's round.
+struct Round<'a> {
+    p: Params,
+    on: Prompt<'a>,
+    child_logp: &'a [f32],
+    trie: Trie<'a>,
+    table: &'a [f32],
+    frontier: usize,
+    /// Unexpanded children of the nodes at each depth above the leaves' parents.
+    open: [u32; MAX_LEVELS],
+    /// Mean of G at each depth.
+    mean: [f32; MAX_LEVELS],
+    /// SIDs that need no further forward.
+    reachable: u32,
+    leaves: u32,
+}
+
+impl Round<'_> {
+    fn legal(&self, node: usize) -> u32 {
+        self.trie.edges(self.on.node(node, node::TRIE)).len() as u32
+    }
+
+    fn is_closed(&self, node: usize) -> bool {
+        self.on.node(node, node::CLOSED) == self.legal(node)
+    }
+
+    /// The log-probs of the node's children.
+    fn logps(&self, node: usize) -> &[f32] {
+        let row = self.on.index * self.p.nodes as usize + node;
+        &self.child_logp[row * self.p.fanout as usize..][..self.legal(node) as usize]
+    }
+
+    fn table(&self, which: u32, visits: u32) -> f32 {
+        self.table[(which * self.p.table + visits.min(self.p.table - 1)) as usize]
+    }
+
+    /// Backup: one more visit to the node and its ancestors.
+    fn visit(&mut self, node: usize) {
+        let mut at = node as u32;
+        while at != NONE {
+            *self.on.node_mut(at as usize, node::VISITS) += 1;
+            at = self.on.node(at as usize, node::PARENT);
+        }
+    }
+
+    /// Enters a node in its parent's list of children, closes what it completes, backs up its visit.
+    fn link(&mut self, node: usize) {
+        let mut up = self.on.node(node, node::PARENT);
+        *self.on.node_mut(node, node::NEXT) = self.on.node(up as usize, node::FIRST);
+        *self.on.node_mut(up as usize, node::FIRST) = node as u32;
+        *self.on.node_mut(up as usize, node::CHILDREN) += 1;
+        if self.on.node(node, node::DEPTH) == self.p.levels {
+            while up != NONE {
+                *self.on.node_mut(up as usize, node::CLOSED) += 1;
+                if !self.is_closed(up as usize) {
+                    break;
+                }
+                up = self.on.node(up as usize, node::PARENT);
+            }
+        }
+        self.visit(node);
+    }
+
+    fn survey(&mut self) {
+        let (mut first, mut sum) = ([0.0f32; MAX_LEVELS], [0.0f32; MAX_LEVELS]);
+        let mut members = [0u32; MAX_LEVELS];
+        for node in 0..self.frontier {
+            let depth = self.on.node(node, node::DEPTH);
+            if depth == self.p.levels {
+                self.leaves += 1;
+                continue;
+            }
+            let d = depth as usize;
+            if depth + 1 == self.p.levels {
+                self.reachable += self.legal(node);
+            } else {
+                self.open[d] += self.legal(node) - self.on.node(node, node::CHILDREN);
+            }
+            // Relative to the first, so that the mean of equal scores is that score.
+            let g = self.on.stat(node, stat::SCORE);
+            if members[d] == 0 {
+                first[d] = g;
+            }
+            sum[d] += g - first[d];
+            members[d] += 1;
+        }
+        for d in 0..self.p.levels as usize {
+            self.mean[d] = first[d] + sum[d] / members[d].max(1) as f32;
+        }
+    }
+
+    /// Forwards that suffice to reach `goal` SIDs, taking the deepest open prefixes first.
+    fn reserve(&self) -> u32 {
+        let mut need = self.p.goal.saturating_sub(self.reachable);
+        let mut total = 0;
+        for depth in (1..self.p.levels).rev() {
+            let some = need.min(self.open[depth as usize - 1]);
+            total += some * (self.p.levels - depth);
+            need -= some;
+        }
+        total + need * (self.p.levels - 1)
+    }
+
+    /// Whether what is left of budget and rounds is needed to reach `goal` SIDs.
+    fn completing(&mut self) -> bool {
+        let kept = self.reserve();
+        let left = self.p.budget - *self.on.header(header::COST);
+        let rounds = kept.div_ceil(self.p.width) + self.p.levels;
+        kept > 0 && (left <= kept || self.p.rounds_left + 2 <= rounds)
+    }
+
+    fn is_taken(&self, node: usize, edge: u32) -> bool {
+        let mut child = self.on.node(node, node::FIRST);
+        while child != NONE {
+            if self.on.node(child as usize, node::TRIE) == edge + 1 {
+                return true;
+            }
+            child = self.on.node(child as usize, node::NEXT);
+        }
+        false
+    }
+
+    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best log-prob. (node, edge).
+    fn best_open(&self) -> Option<(usize, u32)> {
+        let (mut chosen, mut deepest, mut best) = (None, 0, 0.0);
+        for node in 0..self.frontier {
+            let depth = self.on.node(node, node::DEPTH);
+            let full = self.on.node(node, node::CHILDREN) == self.legal(node);
+            if depth + 1 >= self.p.levels || depth < deepest || full {
+                continue;
+            }
+            let prefix = self.on.stat(node, stat::CUMULATIVE);
+            let edges = self.trie.edges(self.on.node(node, node::TRIE));
+            for (&logp, edge) in self.logps(node).iter().zip(edges) {
+                let score = prefix + logp;
+                let better = chosen.is_none() || depth > deepest || score > best;
+                if better && !self.is_taken(node, edge) {
+                    (chosen, deepest, best) = (Some((node, edge)), depth, score);
+                }
+            }
+        }
+        chosen
+    }
+
+    fn is_expandable(&self, node: usize) -> bool {
+        let d = self.on.node(node, node::DEPTH);
+        let children = self.on.node(node, node::CHILDREN);
+        let mean = self.mean[d as usize];
+        children < self.legal(node)
+            && (children as f32) < self.table(0, self.on.node(node, node::VISITS))
+            && (d + 1 < self.p.levels || self.leaves < self.p.leaves)
+            && self.on.stat(node, stat::SCORE) + SLACK * mean.abs() >= mean
+    }
+
+    /// The node to expand, or `None` at a dead end (which counts a visit, so that the next try goes elsewhere).
+    fn select(&mut self) -> Option<usize> {
+        let mut node = 0;
+        let explore = self.table(1, self.on.node(0, node::VISITS));
+        while !self.is_expandable(node) {
+            let (mut next, mut best) = (NONE, 0.0);
+            let mut child = self.on.node(node, node::FIRST);
+            while child != NONE {
+                let at = child as usize;
+                if at < self.frontier && !self.is_closed(at) {
+                    let u = self.on.stat(at, stat::SCORE)
+                        + explore * self.table(2, self.on.node(at, node::VISITS));
+                    if next == NONE || u > best || (u == best && child < next) {
+                        (next, best) = (child, u);
+                    }
+                }
+                child = self.on.node(at, node::NEXT);
+            }
+            if next == NONE {
+                self.visit(node);
+                *self.on.header(header::DEAD_ENDS) += 1;
+                return None;
+            }
+            node = next as usize;
+        }
+        Some(node)
+    }
+
+    /// Gumbel-max over the unexpanded children: the edge.
+    fn draw(&mut self, node: usize) -> u32 {
+        let document = *self.on.header(header::DOCUMENT);
+        let index = *self.on.header(header::DRAWS);
+        *self.on.header(header::DRAWS) = index.wrapping_add(self.legal(node));
+        let (mut chosen, mut best) = (NONE, 0.0);
+        let edges = self.trie.edges(self.on.node(node, node::TRIE));
+        for (c, (&logp, edge)) in self.logps(node).iter().zip(edges).enumerate() {
+            let counters = [
+                self.p.key,
+                self.p.step,
+                document,
+                index.wrapping_add(c as u32),
+            ];
+            let drawn = logp + rng::gumbel(rng::pcg4d(counters)[0]);
+            if (chosen == NONE || drawn > best) && !self.is_taken(node, edge) {
+                (chosen, best) = (edge, drawn);
+            }
+        }
+        chosen
+    }
+
+    /// Attaches `edge` under `under`: the new node.
+    fn attach(&mut self, under: usize, edge: u32) -> usize {
+        let first = self.trie.edges(self.on.node(under, node::TRIE)).start;
+        let logp = self.logps(under)[(edge - first) as usize];
+        let new = *self.on.header(header::COUNT) as usize;
+        *self.on.header(header::COUNT) += 1;
+        self.on.make(new, under, edge, logp);
+        self.link(new);
+        let depth = self.on.node(new, node::DEPTH);
+        if depth == self.p.levels {
+            self.leaves += 1;
+            return new;
+        }
+        self.open[depth as usize - 1] -= 1;
+        if depth + 1 == self.p.levels {
+            self.reachable += self.legal(new);
+        } else {
+            self.open[depth as usize] += self.legal(new);
+        }
+        new
+    }
+
+    fn play(&mut self) {
+        *self.on.header(header::FRONTIER) = self.frontier as u32;
+        if self.p.first != 0 {
+            (1..self.frontier).for_each(|node| self.link(node));
+        }
+        self.survey();
+        let (mut row, mut dead_ends) = (0, 0);
+        while row < self.p.width as usize
+            && dead_ends < MAX_DEAD_ENDS
+            && *self.on.header(header::COST) < self.p.budget
+            && *self.on.header(header::COUNT) < self.p.nodes
+            && !self.is_closed(0)
+        {
+            let (under, edge) = if self.completing() {
+                let Some(open) = self.best_open() else { break };
+                open
+            } else {
+                let Some(under) = self.select() else {
+                    dead_ends += 1;
+                    continue;
+                };
+                (under, self.draw(under))
+            };
+            let new = self.attach(under, edge);
+            if self.on.node(new, node::DEPTH) < self.p.levels || self.p.score_leaves != 0 {
+                self.on.run(row, new, self.trie.token(edge));
+                *self.on.header(header::COST) += 1;
+                row += 1;
+            }
+        }
+        self.on.rest(row);
+    }
+}
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    let (child_logp, table) = (args.f32(0), args.f32(2));
+    let trie = Trie::new(args.u32(1), p.tokens_at);
+    let shape = Shape {
+        prompts: p.prompts,
+        nodes: p.nodes,
+        slot_base: p.slot_base,
+        width: p.width,
+    };
+    let (tree, stats) = (args.u32_mut(3), args.f32_mut(4));
+    let (rows, parent, entry) = (args.u32_mut(5), args.u32_mut(6), args.u32_mut(7));
+    each_prompt(shape, tree, stats, rows, parent, entry, |mut on| {
+        Round {
+            p,
+            frontier: *on.header(header::COUNT) as usize,
+            on,
+            child_logp,
+            trie,
+            table,
+            open: [0; MAX_LEVELS],
+            mean: [0.0; MAX_LEVELS],
+            reachable: 0,
+            leaves: 0,
+        }
+        .play();
+    });
+}
+
+/// Several rounds from bare roots, with scores and log-probs that are random instead of a model's.
+pub fn cases(h: &mut Harness) -> Result<()> {
+    use super::search::{RECORD, STATS, search_begin};
+    for (prompts, levels, fanout, width, score_leaves) in [
+        (1, 1, 1, 1, 1),
+        (2, 3, 5, 4, 1),
+        (65, 2, 7, 3, 0),
+        (3, 4, 3, 2, 0),
+        (2, 2, 67, 5, 1),
+    ] {
+        let (begin, tokens, _) = super::expand::random_trie(h.draws(), levels, fanout, 100);
+        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
+        let (budget, rounds, leaves, slot_base) = (24, 8, 6, 10);
+        let nodes = budget + if score_leaves == 1 { 0 } else { leaves };
+        let spans: Vec<u32> = (0..prompts as u32)
+            .flat_map(|b| [3 * b, 3 * b + 2, b])
+            .collect();
+        let prompt = h.u32("prompt", &spans);
+        let tree = h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]);
+        let stats = h.random("stats", prompts * nodes * STATS);
+        let rows = h.u32("rows", &vec![5; prompts * width * RECORD]);
+        let parent = h.u32("parent", &vec![7; slot_base + prompts * nodes]);
+        let entry = h.u32("entry", &vec![9; prompts * width.max(1) * 2]);
+        let child_logp = h.random("child_logp", prompts * nodes * fanout);
+        let tables = h.f32("table", &table(40, 1.0, 2.0, 0.5));
+        let [a, b, c, d] = [prompt.slice(), tree.slice(), stats.slice(), entry.slice()];
+        search_begin(h.stream(), a, b, c, d, prompts, nodes);
+        for round in 0..rounds {
+            let on = VedSelect {
+                child_logp: child_logp.slice(),
+                trie: trie.slice(),
+                table: tables.slice(),
+                tree: tree.slice(),
+                stats: stats.slice(),
+                rows: rows.slice(),
+                parent: parent.slice(),
+                entry: entry.slice(),
+            };
+            let p = Params {
+                prompts: prompts as u32,
+                nodes: nodes as u32,
+                slot_base: slot_base as u32,
+                width: width as u32,
+                tokens_at: begin.len() as u32,
+                fanout: fanout as u32,
+                levels: levels as u32,
+                budget: budget as u32,
+                goal: 9,
+                leaves: if score_leaves == 1 {
+                    u32::MAX
+                } else {
+                    leaves as u32
+                },
+                rounds_left: rounds - round,
+                first: (round == 0) as u32,
+                score_leaves,
+                table: 40,
+                key: 77,
+                step: 5,
+            };
+            ved_select(h.stream(), on, p);
+            h.run()?;
+            for buffer in [&tree, &stats, &rows, &parent, &entry] {
+                h.read_u32(buffer)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn tables_hold_the_formulas() {
+        let t = table(10, 2.0, 2.0, 0.5);
+        // 2 sqrt(4) is exactly 4: a node with 4 visits may not have more than 4 children.
+        assert_eq!(t[..5], [0.0, 2.0, 3.0, 4.0, 4.0]);
+        assert!((t[10 + 3] as f64 - 2.0 * 4f64.ln().sqrt()).abs() < 1e-6);
+        assert_eq!(t[20 + 3], 0.5);
+    }
+}
