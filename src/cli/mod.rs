@@ -9,12 +9,17 @@ mod train;
 mod validate;
 
 use std::io::{ErrorKind, Write, stderr};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::data::{Dataset, LoadOptions, Protocol};
+use crate::device::DeviceRef;
+use crate::device::choose::{self, DeviceChoice};
+use crate::device::gpu::GpuOptions;
 
 /// Trains a generative recommender with V-STAR on any GPU, or on the CPU
 ///
@@ -53,7 +58,7 @@ impl Cli {
             Command::Train(args) => train::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Recommend(args) => recommend::run(args),
-            Command::Data(args) => data::run(args),
+            Command::Data(args) => data::run(&args),
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Doctor(args) => doctor::run(args),
@@ -74,6 +79,46 @@ pub struct DeviceArgs {
     /// The graphics interface to reach a GPU by
     #[arg(long, value_enum, default_value_t)]
     pub backend: Backend,
+}
+
+impl DeviceArgs {
+    /// What was asked for.
+    pub fn choice(&self) -> DeviceChoice {
+        DeviceChoice {
+            device: self.device.clone(),
+            backend: self.backend.name().into(),
+        }
+    }
+
+    /// Opens the chosen device.
+    pub fn open(&self) -> Result<DeviceRef> {
+        choose::open(&self.choice(), GpuOptions::default())
+    }
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Auto => "auto",
+            Backend::Vulkan => "vulkan",
+            Backend::Metal => "metal",
+            Backend::Dx12 => "dx12",
+        }
+    }
+}
+
+/// The data that the settings name; the built-in shop if none.
+fn load_data(config: &Config) -> Result<Dataset> {
+    let path = (!config.data.path.is_empty()).then(|| Path::new(&config.data.path));
+    let options = LoadOptions {
+        protocol: match config.data.protocol {
+            config::Protocol::Auto => None,
+            config::Protocol::LeaveOneOut => Some(Protocol::LeaveOneOut),
+            config::Protocol::TimeSplit => Some(Protocol::TimeSplit),
+        },
+        max_history: (config.data.max_history > 0).then_some(config.data.max_history),
+    };
+    crate::data::load(path, options)
 }
 
 /// The graphics interfaces to reach a GPU by.

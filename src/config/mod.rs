@@ -26,10 +26,21 @@ impl Config {
     /// The first unknown key, value that is not allowed, or pair of settings that contradict each
     /// other.
     pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Config> {
-        let mut loader = Loader::default();
-        if let Some(path) = file {
-            loader.file(path)?;
+        match file {
+            None => Self::load_text("", "", overrides),
+            Some(path) => {
+                let name = path.display();
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the configuration {name}"))?;
+                Self::load_text(&name.to_string(), &text, overrides)
+            }
         }
+    }
+
+    /// As [`Config::load`], from the text of a file and the name to call it by in messages.
+    pub fn load_text(name: &str, text: &str, overrides: &[String]) -> Result<Config> {
+        let mut loader = Loader::default();
+        loader.file(name, text)?;
         for text in overrides {
             loader.override_with(text)?;
         }
@@ -67,15 +78,12 @@ struct Loader {
 }
 
 impl Loader {
-    fn file(&mut self, path: &Path) -> Result<()> {
-        let name = path.display();
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {name}"))?;
+    fn file(&mut self, name: &str, text: &str) -> Result<()> {
         let place = |offset: usize| {
             let line = 1 + text[..offset].matches('\n').count();
             format!("{name}:{line}: ")
         };
-        let table = DeTable::parse(&text).map_err(|error| {
+        let table = DeTable::parse(text).map_err(|error| {
             let place = place(error.span().map_or(0, |span| span.start));
             let problem = error.message().trim().replace('\n', ", ");
             anyhow::anyhow!("{place}not valid TOML: {problem}")

@@ -1,1 +1,13 @@
+//! Training: fine-tuning, reinforcement learning, and what they share.
 
+pub mod context;
+pub mod engine;
+pub mod group;
+//TMP pub mod job;
+//TMP pub mod policy;
+pub mod probe;
+//TMP pub mod rewards;
+//TMP pub mod rl;
+pub mod schedule;
+pub mod sequences;
+pub mod sft;

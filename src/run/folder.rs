@@ -139,8 +139,8 @@ pub struct Located {
     pub config: Option<PathBuf>,
 }
 
-/// Finds the model that `--model DIR` means: in a run folder the best of the last stage that has one,
-/// else the latest; any other folder is a checkpoint itself.
+/// Finds the model that `--model DIR` means: in a run folder the best of the last stage that has one
+/// (the baseline's aside), else the latest; any other folder is a checkpoint itself.
 ///
 /// # Errors
 /// There is no such folder, or the run has no checkpoint yet.
@@ -163,7 +163,7 @@ pub fn locate_model(folder: &Path) -> Result<Located> {
     let checkpoints = Checkpoints::reading(&run.root.join(CHECKPOINTS));
     let mut found = None;
     for stage in Stage::ALL.into_iter().rev() {
-        if found.is_none() {
+        if found.is_none() && stage != Stage::Grpo {
             found = checkpoints.best(stage)?;
         }
     }

@@ -17,19 +17,22 @@ pub enum Stage {
     Sft,
     /// Reinforcement learning.
     Rl,
+    /// The baseline of the final table: GRPO with beam search at the same number of decode tokens.
+    Grpo,
     /// The final evaluation.
     Eval,
 }
 
 impl Stage {
     /// Every stage, first to last.
-    pub const ALL: [Stage; 3] = [Stage::Sft, Stage::Rl, Stage::Eval];
+    pub const ALL: [Stage; 4] = [Stage::Sft, Stage::Rl, Stage::Grpo, Stage::Eval];
 
-    /// The name in checkpoints and metrics: `sft`, `rl` or `eval`.
+    /// The name in checkpoints and metrics: `sft`, `rl`, `grpo` or `eval`.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Sft => "sft",
             Stage::Rl => "rl",
+            Stage::Grpo => "grpo",
             Stage::Eval => "eval",
         }
     }
@@ -79,6 +82,18 @@ impl State {
             elapsed_seconds: 0.0,
             extra: Map::new(),
         }
+    }
+
+    /// Takes note of a validation; true if it is the best so far.
+    pub fn note_validation(&mut self, metric: f64) -> bool {
+        let improved = self.best_metric.is_none_or(|best| metric > best);
+        if improved {
+            self.best_metric = Some(metric);
+            self.bad_evaluations = 0;
+        } else {
+            self.bad_evaluations += 1;
+        }
+        improved
     }
 
     /// Reads `state.json` of a checkpoint folder.
