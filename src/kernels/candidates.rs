@@ -124,20 +124,6 @@ impl Candidates {
     }
 }
 
-/// Sibling groups with at least two distinct children per depth (0-based level), from `node_info` [K, 4]: the groups
-/// that [`super::advantage`] gives a sibling advantage (spec 1 asks to log them).
-pub fn usable_sibling_groups(node_info: &[u32], levels: usize) -> Vec<usize> {
-    let mut children: HashMap<(u32, u32, u32), usize> = HashMap::new();
-    for info in node_info.chunks_exact(4) {
-        *children.entry((info[0], info[1], info[2])).or_default() += 1;
-    }
-    let mut usable = vec![0; levels];
-    for ((_, depth, _), count) in children {
-        usable[depth as usize] += (count >= 2) as usize;
-    }
-    usable
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +136,6 @@ mod tests {
         assert_eq!(c.cand_node, [0, 1, 0, 2, NONE, NONE, 3, 4, 5, 6, 3, 4]);
         assert_eq!(c.node_info[..8], [0, 0, NONE, 0, 0, 1, 0, 0]);
         assert_eq!((c.shape.nodes, c.present()), (7, 5));
-        assert_eq!(usable_sibling_groups(&c.node_info, 2), [1, 1]);
         let alone = Candidates::unshared(&tokens, 3, 2);
         assert_eq!(alone.shape.nodes, 10);
         assert_eq!(alone.cand_node[10..], [8, 9]);

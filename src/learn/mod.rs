@@ -1,1 +1,4 @@
+//! Training.
 
+pub mod oracle;
+pub mod rewards;
