@@ -14,26 +14,29 @@ const EPSILON = 1e-4;
 const SCALE_GROUP = 0u;
 const SCALE_BATCH = 1u;
 
-// Mean and sum of squared deviations of the present candidates in [begin, end), and how many there are. Taken about
-// the first of them, so that equal rewards have exactly that mean and no deviation.
-struct Moments { mean: f32, squares: f32, count: f32 }
+// Of the present candidates in [begin, end): an estimate of their mean, what it lacks, the sum of squared deviations,
+// the number. In two steps, so that rewards that differ little keep their digits and equal ones deviate by exactly 0.
+struct Moments { center: f32, rest: f32, squares: f32, count: f32 }
 
 fn moments(begin: u32, end: u32) -> Moments {
-    var out = Moments(0.0, 0.0, 0.0);
-    var first = 0.0;
+    var out = Moments(0.0, 0.0, 0.0, 0.0);
     for (var c = begin; c < end; c++) {
         if cand_node[c * p.levels] != NONE {
-            if out.count == 0.0 {
-                first = rewards[c];
-            }
-            out.mean += rewards[c] - first;
+            out.center += rewards[c];
             out.count += 1.0;
         }
     }
-    out.mean = first + out.mean / max(out.count, 1.0);
+    let count = max(out.count, 1.0);
+    out.center /= count;
     for (var c = begin; c < end; c++) {
         if cand_node[c * p.levels] != NONE {
-            let d = rewards[c] - out.mean;
+            out.rest += rewards[c] - out.center;
+        }
+    }
+    out.rest /= count;
+    for (var c = begin; c < end; c++) {
+        if cand_node[c * p.levels] != NONE {
+            let d = rewards[c] - out.center - out.rest;
             out.squares += d * d;
         }
     }
@@ -46,7 +49,7 @@ fn group_advantage(c: u32) -> f32 {
     }
     let begin = c / p.group * p.group;
     let own = moments(begin, begin + p.group);
-    let deviation = rewards[c] - own.mean;
+    let deviation = rewards[c] - own.center - own.rest;
     if p.scaling > SCALE_BATCH {
         return deviation;
     }
@@ -58,66 +61,60 @@ fn group_advantage(c: u32) -> f32 {
     return deviation / (standard + EPSILON);
 }
 
-// Mean reward of the candidates through a node, and their number.
-fn mean_through(node: u32, prompt: u32, depth: u32) -> vec2<f32> {
-    var first = 0.0;
+// Mean of reward - center over the candidates through a node, and their number.
+fn mean_through(node: u32, prompt: u32, depth: u32, center: f32) -> vec2<f32> {
     var sum = 0.0;
     var count = 0.0;
     for (var g = 0u; g < p.group; g++) {
         let c = prompt * p.group + g;
         if cand_node[c * p.levels + depth] == node {
-            if count == 0.0 {
-                first = rewards[c];
-            }
-            sum += rewards[c] - first;
+            sum += rewards[c] - center;
             count += 1.0;
         }
     }
-    return vec2<f32>(first + sum / max(count, 1.0), count);
+    return vec2<f32>(sum / max(count, 1.0), count);
 }
 
 fn is_sibling(other: u32, depth: u32, parent: u32) -> bool {
     return node_info[4u * other + 1u] == depth && node_info[4u * other + 2u] == parent;
 }
 
-fn sibling_advantage(node: u32, prompt: u32, depth: u32, parent: u32, own: f32) -> f32 {
+// Sums over the distinct children of a parent among nodes [begin, end): of their mean rewards' deviations from
+// center + rest (x), of the squares of those (y), and the number of children (z).
+fn sibling_sums(begin: u32, end: u32, depth: u32, parent: u32, center: f32, rest: f32) -> vec3<f32> {
+    var sums = vec3<f32>(0.0);
+    for (var other = begin; other < end; other++) {
+        if is_sibling(other, depth, parent) {
+            let reward = mean_through(other, node_info[4u * other], depth, center);
+            if reward.y > 0.0 {
+                let d = reward.x - rest;
+                sums += vec3<f32>(d, d * d, 1.0);
+            }
+        }
+    }
+    return sums;
+}
+
+fn sibling_advantage(node: u32, prompt: u32, depth: u32, parent: u32) -> f32 {
     // The nodes of a prompt are contiguous.
     var begin = node;
     while begin > 0u && node_info[4u * (begin - 1u)] == prompt {
         begin--;
     }
-    var first = 0.0;
-    var sum = 0.0;
-    var count = 0.0;
-    var end = begin;
+    var end = node + 1u;
     while end < p.nodes && node_info[4u * end] == prompt {
-        if is_sibling(end, depth, parent) {
-            let reward = mean_through(end, prompt, depth);
-            if reward.y > 0.0 {
-                if count == 0.0 {
-                    first = reward.x;
-                }
-                sum += reward.x - first;
-                count += 1.0;
-            }
-        }
         end++;
     }
-    if count < 2.0 {
+    // The mean in two steps, as in `moments`.
+    let estimate = sibling_sums(begin, end, depth, parent, 0.0, 0.0);
+    if estimate.z < 2.0 {
         return 0.0;
     }
-    let mean = first + sum / count;
-    var squares = 0.0;
-    for (var other = begin; other < end; other++) {
-        if is_sibling(other, depth, parent) {
-            let reward = mean_through(other, prompt, depth);
-            if reward.y > 0.0 {
-                let d = reward.x - mean;
-                squares += d * d;
-            }
-        }
-    }
-    return (own - mean) / (sqrt(squares / count) + EPSILON);
+    let center = estimate.x / estimate.z;
+    let rest = sibling_sums(begin, end, depth, parent, center, 0.0).x / estimate.z;
+    let squares = sibling_sums(begin, end, depth, parent, center, rest).y;
+    let own = mean_through(node, prompt, depth, center).x - rest;
+    return own / (sqrt(squares / estimate.z) + EPSILON);
 }
 
 @compute @workgroup_size(64)
@@ -134,9 +131,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var advantage = 0.0;
         if prompt < p.prompts {
             let depth = node_info[4u * node + 1u];
-            reward = mean_through(node, prompt, depth);
+            reward = mean_through(node, prompt, depth, 0.0);
             if reward.y > 0.0 {
-                advantage = sibling_advantage(node, prompt, depth, node_info[4u * node + 2u], reward.x);
+                advantage = sibling_advantage(node, prompt, depth, node_info[4u * node + 2u]);
             }
         }
         node_reward[node] = reward.x;

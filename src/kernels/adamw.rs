@@ -8,7 +8,6 @@
 //!
 //! Floor: 14n operations, 28n bytes.
 
-use super::grad_norm;
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -56,7 +55,7 @@ pub static ADAMW: Kernel = Kernel {
     twin,
 };
 
-/// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`grad_norm::finish`] wrote.
+/// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`super::grad_norm::finish`] wrote.
 #[allow(clippy::too_many_arguments)]
 pub fn step(
     stream: &mut Stream,
@@ -148,6 +147,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::grad_norm;
     use crate::kernels::harness::devices;
 
     #[test]

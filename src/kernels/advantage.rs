@@ -3,8 +3,7 @@
 //! Group, per candidate g of a prompt: `A_g = (R_g - mean) / (std + 1e-4)`, std unbiased, over the prompt's candidates
 //! that are present. Sibling, per tree node v with parent h: `Rbar(v)` is the mean reward of the candidates through v,
 //! `A(h, v) = (Rbar(v) - mean) / (std + 1e-4)` over the distinct children of h, std of the population; 0 where h has one
-//! child. Means are taken about the first term, so that equal rewards give exactly 0 (what
-//! [`super::objective::Hyper::mask_zero_variance`] looks for).
+//! child. Equal rewards give exactly 0 (what [`super::objective::Hyper::mask_zero_variance`] looks for).
 //!
 //! Floor: G reads per candidate, (children of the parent) x G per node: some ten thousand operations per prompt. One
 //! invocation per candidate and per node recomputes its group's moments: cheaper than a second launch.
@@ -81,19 +80,35 @@ pub fn advantage(
 
 const EPSILON: f32 = 1e-4;
 
-/// Mean, sum of squared deviations, number.
-fn moments(values: impl Iterator<Item = f32> + Clone) -> (f32, f32, f32) {
-    let Some(first) = values.clone().next() else {
-        return (0.0, 0.0, 0.0);
-    };
-    let (mut sum, mut count) = (0.0, 0.0);
-    for v in values.clone() {
-        sum += v - first;
-        count += 1.0;
+/// An estimate of the mean, what it lacks, the sum of squared deviations, the number. In two steps, so that rewards that
+/// differ little keep their digits and equal ones deviate by exactly 0.
+#[derive(Default)]
+struct Moments {
+    center: f32,
+    rest: f32,
+    squares: f32,
+    count: f32,
+}
+
+impl Moments {
+    /// Of values that `about` gives as deviations from its argument.
+    fn of<I: Iterator<Item = f32>>(about: impl Fn(f32) -> I) -> Moments {
+        let count = about(0.0).count() as f32;
+        let center = about(0.0).sum::<f32>() / count.max(1.0);
+        let rest = about(center).sum::<f32>() / count.max(1.0);
+        let squares = about(center).map(|d| (d - rest) * (d - rest)).sum();
+        Moments {
+            center,
+            rest,
+            squares,
+            count,
+        }
     }
-    let mean = first + sum / count;
-    let squares = values.map(|v| (v - mean) * (v - mean)).sum();
-    (mean, squares, count)
+
+    /// Standard deviation with `ddof` degrees of freedom taken off.
+    fn std(&self, ddof: f32) -> f32 {
+        (self.squares / (self.count - ddof).max(1.0)).sqrt()
+    }
 }
 
 fn twin(args: &Args) {
@@ -105,60 +120,67 @@ fn twin(args: &Args) {
     let (by_group, by_node) = args.f32_mut(3).split_at_mut(candidates);
     let node_reward = &mut args.f32_mut(4)[..nodes];
 
-    let present = |range: std::ops::Range<usize>| {
-        range
-            .filter(|c| cand_node[c * levels] != NONE)
-            .map(|c| rewards[c])
+    let is_present = |c: &usize| cand_node[c * levels] != NONE;
+    let moments = |range: std::ops::Range<usize>| {
+        Moments::of(|center| {
+            let present = range.clone().filter(is_present);
+            present.map(move |c| rewards[c] - center)
+        })
     };
-    let unbiased = |(_, squares, count): (f32, f32, f32)| (squares / (count - 1.0).max(1.0)).sqrt();
-    let batch_std = unbiased(moments(present(0..candidates)));
+    let batch_std = match p.scaling {
+        s if s == Scaling::Batch as u32 => moments(0..candidates).std(1.0),
+        _ => 0.0,
+    };
     for (prompt, advantages) in by_group.chunks_exact_mut(group).enumerate() {
         let begin = prompt * group;
-        let own = moments(present(begin..begin + group));
+        let own = moments(begin..begin + group);
         let divisor = match p.scaling {
-            s if s == Scaling::Group as u32 => unbiased(own) + EPSILON,
+            s if s == Scaling::Group as u32 => own.std(1.0) + EPSILON,
             s if s == Scaling::Batch as u32 => batch_std + EPSILON,
             _ => 1.0,
         };
         for (g, advantage) in advantages.iter_mut().enumerate() {
-            *advantage = if cand_node[(begin + g) * levels] == NONE {
-                0.0
-            } else {
-                (rewards[begin + g] - own.0) / divisor
+            *advantage = match is_present(&(begin + g)) {
+                true => (rewards[begin + g] - own.center - own.rest) / divisor,
+                false => 0.0,
             };
         }
     }
 
-    let through = |node: usize| {
+    // Mean of reward - center over the candidates through a node, and their number.
+    let mean_through = |node: usize, center: f32| {
         let (prompt, depth) = (info[4 * node] as usize, info[4 * node + 1] as usize);
-        (prompt * group..(prompt + 1) * group)
-            .filter(move |c| cand_node[c * levels + depth] == node as u32)
-            .map(|c| rewards[c])
+        let (mut sum, mut count) = (0.0, 0.0f32);
+        if info[4 * node] < p.prompts {
+            for c in prompt * group..(prompt + 1) * group {
+                if cand_node[c * levels + depth] == node as u32 {
+                    sum += rewards[c] - center;
+                    count += 1.0;
+                }
+            }
+        }
+        (sum / count.max(1.0), count)
     };
-    let used = |node: usize| info[4 * node] < p.prompts && through(node).next().is_some();
     for (node, reward) in node_reward.iter_mut().enumerate() {
-        *reward = if used(node) {
-            moments(through(node)).0
-        } else {
-            0.0
-        };
+        *reward = mean_through(node, 0.0).0;
     }
+    let prompt = |node: usize| info[4 * node];
+    let place = |node: usize| (info[4 * node + 1], info[4 * node + 2]);
     let mut begin = 0;
     while begin < nodes {
-        let prompt = info[4 * begin];
-        let end = (begin..nodes)
-            .find(|&n| info[4 * n] != prompt)
-            .unwrap_or(nodes);
+        let same_prompt = |&n: &usize| prompt(n) == prompt(begin);
+        let end = begin + (begin..nodes).take_while(same_prompt).count();
         for node in begin..end {
-            let place = |n: usize| (info[4 * n + 1], info[4 * n + 2]);
-            let siblings = (begin..end)
-                .filter(|&n| place(n) == place(node) && used(n))
-                .map(|n| node_reward[n]);
-            let (mean, squares, count) = moments(siblings);
-            by_node[node] = if used(node) && count >= 2.0 {
-                (node_reward[node] - mean) / ((squares / count).sqrt() + EPSILON)
-            } else {
-                0.0
+            let siblings = Moments::of(|center| {
+                (begin..end)
+                    .filter(|&n| place(n) == place(node))
+                    .map(move |n| mean_through(n, center))
+                    .filter_map(|(mean, count)| (count > 0.0).then_some(mean))
+            });
+            let (own, count) = mean_through(node, siblings.center);
+            by_node[node] = match count > 0.0 && siblings.count >= 2.0 {
+                true => (own - siblings.rest) / (siblings.std(0.0) + EPSILON),
+                false => 0.0,
             };
         }
         begin = end;
@@ -260,16 +282,12 @@ mod tests {
                 for (node, info) in c.node_info.chunks(4).enumerate() {
                     children.entry(&info[..3]).or_default().push(node);
                 }
-                let mut usable = 0;
                 for siblings in children.values().filter(|s| s.len() > 1) {
                     let own: Vec<f64> = siblings.iter().map(|&n| rbar[n]).collect();
                     for &n in siblings {
                         want[64 + n] = (rbar[n] - mean(&own)) / (std(&own, 0.0) + 1e-4);
                     }
-                    usable += 1;
                 }
-                let counted = super::super::tree_tables::usable_sibling_groups(&c.node_info, 3);
-                assert_eq!(counted.iter().sum::<usize>(), usable);
                 h.expect(&advantages, &want, 1e-5);
                 h.expect(&node_reward, &rbar, 1e-6);
             }

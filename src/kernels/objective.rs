@@ -21,7 +21,7 @@
 
 use super::tree_tables::{Candidates, NONE, Shape};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
-use crate::kernels::harness::Harness;
+use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::{math, reduce};
 use crate::{bindings, params};
 use anyhow::Result;
@@ -276,60 +276,217 @@ fn twin(args: &Args) {
     }
 }
 
+/// Random inputs of one objective, the first prompt without variance.
+struct Inputs {
+    candidates: Candidates,
+    logp: TestBuffer,
+    old: TestBuffer,
+    reference: TestBuffer,
+    advantages: TestBuffer,
+}
+
+impl Inputs {
+    fn new(h: &mut Harness, prompts: usize, group: usize, levels: usize) -> Inputs {
+        let candidates = Candidates::random(h.draws(), prompts, group, levels, group > 2);
+        let nodes = candidates.shape.nodes;
+        let mut advantages = vec![0.0; candidates.shape.candidates() + nodes];
+        advantages[group..].fill_with(|| h.draws().normal());
+        Inputs {
+            logp: h.random_scaled("logp", nodes, 0.5),
+            old: h.random_scaled("logp_old", nodes, 0.5),
+            reference: h.random_scaled("logp_ref", nodes, 0.5),
+            advantages: h.f32("advantages", &advantages),
+            candidates,
+        }
+    }
+
+    /// Runs the objective; `g`, `terms` and `sums`.
+    fn run(&self, h: &mut Harness, hyper: Hyper) -> Result<[TestBuffer; 3]> {
+        let c = &self.candidates;
+        let nodes = c.shape.nodes;
+        let cand_node = h.u32("cand_node", &c.cand_node);
+        let node_info = h.u32("node_info", &c.node_info);
+        let g = h.random("g", nodes);
+        let (terms, sums) = (h.random("terms", nodes * TERMS), h.random("sums", TERMS));
+        objective(
+            h.stream(),
+            LogProbs {
+                policy: self.logp.slice(),
+                old: self.old.slice(),
+                reference: self.reference.slice(),
+            },
+            self.advantages.slice(),
+            cand_node.slice(),
+            node_info.slice(),
+            Outputs {
+                g: g.slice(),
+                terms: terms.slice(),
+                sums: sums.slice(),
+            },
+            c.shape,
+            hyper,
+        );
+        h.run()?;
+        Ok([g, terms, sums])
+    }
+}
+
+const LOSSES: [Loss; 4] = [Loss::Grpo, Loss::DrGrpo, Loss::Dapo, Loss::Gspo];
+
 pub fn cases(h: &mut Harness) -> Result<()> {
-    let hyper = Hyper {
-        loss: Loss::Grpo,
-        clip_low: 0.2,
-        clip_high: 0.28,
-        beta: 0.05,
-        sibling_weight: 0.7,
-        mask_zero_variance: false,
-        prompts: 3,
-        candidates: 40,
-    };
-    let losses = [Loss::Grpo, Loss::DrGrpo, Loss::Dapo, Loss::Gspo];
     for (prompts, group, levels) in [(1, 1, 1), (3, 16, 3), (7, 13, 4)] {
-        for loss in losses {
-            let c = Candidates::random(h.draws(), prompts, group, levels, group > 2);
-            let nodes = c.shape.nodes;
-            let logp = h.random("logp", nodes);
-            let (old, reference) = (h.random("logp_old", nodes), h.random("logp_ref", nodes));
-            let mut values = h.random("advantages", c.shape.candidates() + nodes).f64();
-            // The first prompt has no variance.
-            values[..group].fill(0.0);
-            let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-            let advantages = h.f32("advantages", &values);
-            let cand_node = h.u32("cand_node", &c.cand_node);
-            let node_info = h.u32("node_info", &c.node_info);
-            let (g, terms) = (h.random("g", nodes), h.random("terms", nodes * TERMS));
-            let sums = h.random("sums", TERMS);
-            objective(
-                h.stream(),
-                LogProbs {
-                    policy: logp.slice(),
-                    old: old.slice(),
-                    reference: reference.slice(),
-                },
-                advantages.slice(),
-                cand_node.slice(),
-                node_info.slice(),
-                Outputs {
-                    g: g.slice(),
-                    terms: terms.slice(),
-                    sums: sums.slice(),
-                },
-                c.shape,
-                Hyper {
-                    loss,
-                    mask_zero_variance: loss == Loss::Dapo,
-                    ..hyper
-                },
-            );
-            h.run()?;
-            for buffer in [&g, &terms, &sums] {
-                h.read_f32(buffer)?;
+        for loss in LOSSES {
+            let inputs = Inputs::new(h, prompts, group, levels);
+            let hyper = Hyper {
+                loss,
+                clip_low: 0.2,
+                clip_high: 0.28,
+                beta: 0.05,
+                sibling_weight: 0.7,
+                mask_zero_variance: loss == Loss::Dapo,
+                prompts,
+                candidates: inputs.candidates.present(),
+            };
+            for buffer in inputs.run(h, hyper)? {
+                h.read_f32(&buffer)?;
             }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::{devices, finite_difference};
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    const HYPER: Hyper = Hyper {
+        loss: Loss::Grpo,
+        clip_low: 0.05,
+        clip_high: 0.1,
+        beta: 0.1,
+        sibling_weight: 0.6,
+        mask_zero_variance: false,
+        prompts: 3,
+        candidates: 0,
+    };
+
+    impl Inputs {
+        /// The module's formulas, entry by entry in f64: GRPO and sibling loss.
+        fn losses(&self, lp: &[f64], hyper: Hyper) -> (f64, f64) {
+            let c = &self.candidates;
+            let (old, reference, a) = (self.old.f64(), self.reference.f64(), self.advantages.f64());
+            let [lo, hi, beta] = [hyper.clip_low, hyper.clip_high, hyper.beta].map(f64::from);
+            let surrogate = |r: f64, a: f64| (r * a).min(r.clamp(1.0 - lo, 1.0 + hi) * a);
+            let path = |i: usize| &c.cand_node[3 * i..3 * i + 3];
+            let present =
+                |b: usize| (8 * b..8 * b + 8).filter(|&i| path(i)[0] != NONE).count() as f64;
+            let all: f64 = (0..3).map(present).sum();
+            let prompts = hyper.prompts as f64;
+            let (mut policy, mut sibling) = (0.0, 0.0);
+            for i in (0..24).filter(|&i| path(i)[0] != NONE) {
+                let b = i / 8;
+                if hyper.mask_zero_variance && b == 0 {
+                    continue;
+                }
+                let weight = match hyper.loss {
+                    Loss::Grpo | Loss::Gspo => 1.0 / (prompts * present(b) * 3.0),
+                    Loss::DrGrpo => 1.0 / (prompts * 8.0 * 3.0),
+                    Loss::Dapo => 1.0 / (all * 3.0),
+                };
+                let log_ratio = |n: &u32| lp[*n as usize] - old[*n as usize];
+                let mean_log_ratio = path(i).iter().map(log_ratio).sum::<f64>() / 3.0;
+                for n in path(i) {
+                    let r = match hyper.loss {
+                        Loss::Gspo => mean_log_ratio.exp(),
+                        _ => log_ratio(n).exp(),
+                    };
+                    let d = reference[*n as usize] - lp[*n as usize];
+                    policy -= weight * (surrogate(r, a[i]) - beta * (d.exp() - d - 1.0));
+                }
+            }
+            for (n, info) in c.node_info.chunks(4).enumerate() {
+                let r = (lp[n] - old[n]).exp();
+                sibling -= surrogate(r, a[24 + n]) / (prompts * present(info[0] as usize));
+            }
+            (policy, sibling)
+        }
+    }
+
+    #[test]
+    fn losses_and_gradients_match_f64() {
+        devices::each(|h| {
+            for loss in LOSSES {
+                for mask_zero_variance in [false, true] {
+                    let inputs = Inputs::new(h, 3, 8, 3);
+                    let hyper = Hyper {
+                        loss,
+                        mask_zero_variance,
+                        candidates: inputs.candidates.present(),
+                        ..HYPER
+                    };
+                    let [g, _, sums] = inputs.run(h, hyper).unwrap();
+                    let lp = inputs.logp.f64();
+                    let (policy, sibling) = inputs.losses(&lp, hyper);
+                    let metrics =
+                        Metrics::from_sums(&h.read_f32(&sums).unwrap(), hyper.sibling_weight);
+                    assert!((metrics.policy as f64 - policy).abs() < 1e-6);
+                    assert!((metrics.sibling as f64 - sibling).abs() < 1e-6);
+                    assert!(metrics.clip_low > 0.0 && metrics.clip_high > 0.0);
+                    let total = |lp: &[f64]| {
+                        let (policy, sibling) = inputs.losses(lp, hyper);
+                        policy + hyper.sibling_weight as f64 * sibling
+                    };
+                    assert!((metrics.loss as f64 - total(&lp)).abs() < 1e-6);
+                    h.expect(&g, &finite_difference(total, &lp), 2e-6);
+                }
+            }
+        });
+    }
+
+    /// The loss switches that share a formula without absent candidates do differ with them.
+    #[test]
+    fn normalisers_coincide_only_when_every_candidate_is_present() {
+        let device = std::sync::Arc::new(crate::device::cpu::Cpu::new());
+        let h = &mut Harness::new(device);
+        let inputs = Inputs::new(h, 3, 8, 3);
+        let mut policy = |inputs: &Inputs, loss| {
+            let hyper = Hyper {
+                loss,
+                candidates: inputs.candidates.present(),
+                ..HYPER
+            };
+            let [.., sums] = inputs.run(h, hyper).unwrap();
+            h.read_f32(&sums).unwrap()[0]
+        };
+        let grpo = policy(&inputs, Loss::Grpo);
+        assert!((policy(&inputs, Loss::DrGrpo) - grpo).abs() > 1e-4);
+        let mut full = inputs;
+        for entry in 0..full.candidates.cand_node.len() {
+            if full.candidates.cand_node[entry] == NONE {
+                // Repeat a neighbour; no two in a row are absent.
+                let other = if entry % 24 < 3 { entry + 3 } else { entry - 3 };
+                full.candidates.cand_node[entry] = full.candidates.cand_node[other];
+            }
+        }
+        let grpo = policy(&full, Loss::Grpo);
+        for loss in [Loss::DrGrpo, Loss::Dapo] {
+            assert!((policy(&full, loss) - grpo).abs() < 1e-6);
+        }
+        assert!((policy(&full, Loss::Gspo) - grpo).abs() > 1e-4);
+    }
+
+    #[test]
+    fn kl_keeps_its_precision_near_zero() {
+        for d in [-0.2, -0.0999, -1e-3, 1e-4, 0.05, 0.1, 0.7] {
+            let want = (d as f64).exp_m1() - d as f64;
+            let error = (kl_estimate(d) as f64 - want).abs() / want;
+            assert!(error < 2e-5, "kl({d}) is off by {error:.1e}");
+        }
+    }
 }
