@@ -4,6 +4,7 @@ pub mod context;
 pub mod engine;
 pub mod group;
 //TMP pub mod job;
+//TMP pub mod judge;
 pub mod oracle;
 //TMP pub mod policy;
 pub mod probe;

@@ -4,7 +4,7 @@
 use super::context::Record;
 use super::engine::Engine;
 use super::group::Groups;
-use super::rewards::Rewarded;
+use super::judge::Rewarded;
 use crate::config::{Config, Loss, ScaleRewards};
 use crate::device::{ALIGN_WORDS, Buffer, Slice, Stream};
 use crate::kernels::advantage::{self, Scaling};

@@ -8,7 +8,7 @@ use super::context::{Context, Faults, Record, Validation, restore_weights};
 use super::engine::{Capacity, Engine};
 use super::group::Groups;
 use super::policy::{Batch, Policy, PolicyMetrics};
-use super::rewards::Rewards;
+use super::judge::Judge;
 use super::schedule::LearningRate;
 use super::sequences::prompt;
 use crate::config::Config;
@@ -124,7 +124,7 @@ pub fn run(
     };
     let mut searcher = Searcher::new(&engine.model, data, &Decoding::rollout(config, data, part(config)))?;
     let mut policy = Policy::new(engine, config, part(config), data.catalog.levels())?;
-    let rewards = Rewards::new(config, data)?;
+    let judge = Judge::new(config, data)?;
     let rate = LearningRate {
         schedule: rl.schedule,
         peak: rl.lr,
@@ -164,7 +164,7 @@ pub fn run(
             let rewarded: Vec<_> = asked
                 .iter()
                 .zip(&decoded)
-                .map(|(question, found)| rewards.of(question.target, &found.candidates))
+                .map(|(question, found)| judge.reward(question.target, &found.candidates))
                 .collect();
             totals.note(&groups, &rewarded, data.catalog.levels());
             batches.push(Batch::new(groups, &rewarded, rl.group, data.catalog.levels()));
@@ -279,7 +279,7 @@ fn save(
 }
 
 impl Totals {
-    fn note(&mut self, groups: &Groups, rewarded: &[super::rewards::Rewarded], levels: usize) {
+    fn note(&mut self, groups: &Groups, rewarded: &[super::judge::Rewarded], levels: usize) {
         for r in rewarded {
             self.groups += 1;
             self.flat_groups += r.is_flat() as usize;
