@@ -59,21 +59,42 @@ impl Heads {
     }
 }
 
-params! {
-    ForwardParams { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, eps: f32 }
+/// The parameters of a kernel over [`Heads`]: where the vectors are, then the fields of its own.
+macro_rules! params_over_heads {
+    ($name:ident { $($field:ident: $ty:ident),* }) => {
+        params! {
+            $name { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, $($field: $ty),* }
+        }
+
+        impl $name {
+            fn new(heads: Heads, $($field: $ty),*) -> Self {
+                $name {
+                    vectors: heads.vectors() as u32,
+                    per_row: heads.per_row as u32,
+                    stride: heads.stride as u32,
+                    offset: heads.offset as u32,
+                    dim: heads.dim as u32,
+                    $($field),*
+                }
+            }
+
+            fn heads(&self) -> Heads {
+                Heads {
+                    rows: (self.vectors / self.per_row) as usize,
+                    per_row: self.per_row as usize,
+                    stride: self.stride as usize,
+                    offset: self.offset as usize,
+                    dim: self.dim as usize,
+                }
+            }
+        }
+    };
 }
 
-params! {
-    BackwardParams { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, accumulate: u32 }
-}
-
-params! {
-    InPlaceParams { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32 }
-}
-
-params! {
-    PartialParams { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, chunk: u32 }
-}
+params_over_heads!(ForwardParams { eps: f32 });
+params_over_heads!(BackwardParams { accumulate: u32 });
+params_over_heads!(InPlaceParams {});
+params_over_heads!(PartialParams { chunk: u32 });
 
 params! {
     SumParams { chunks: u32, dim: u32 }
@@ -133,14 +154,7 @@ pub static WEIGHT_SUM: Kernel = Kernel {
 /// `w`: `[dim]`.
 pub fn forward(s: &mut Stream, x: Slice, w: Slice, y: Slice, rstd: Slice, heads: Heads, eps: f32) {
     heads.check(&[x, y], w, rstd);
-    let params = ForwardParams {
-        vectors: heads.vectors() as u32,
-        per_row: heads.per_row as u32,
-        stride: heads.stride as u32,
-        offset: heads.offset as u32,
-        dim: heads.dim as u32,
-        eps,
-    };
+    let params = ForwardParams::new(heads, eps);
     let grid = Grid::cover(heads.vectors(), 1);
     s.push(&FORWARD, &params, &[x, w, y, rstd], grid);
 }
@@ -158,14 +172,7 @@ pub fn backward(
     accumulate: bool,
 ) {
     heads.check(&[x, dy, dx], w, rstd);
-    let params = BackwardParams {
-        vectors: heads.vectors() as u32,
-        per_row: heads.per_row as u32,
-        stride: heads.stride as u32,
-        offset: heads.offset as u32,
-        dim: heads.dim as u32,
-        accumulate: accumulate as u32,
-    };
+    let params = BackwardParams::new(heads, accumulate as u32);
     let grid = Grid::cover(heads.vectors(), 1);
     s.push(&BACKWARD, &params, &[x, w, rstd, dy, dx], grid);
 }
@@ -173,13 +180,7 @@ pub fn backward(
 /// Turns the gradient of `y` in `g` into that of `x`; words of `g` outside the vectors stay.
 pub fn backward_in_place(s: &mut Stream, x: Slice, w: Slice, rstd: Slice, g: Slice, heads: Heads) {
     heads.check(&[x, g], w, rstd);
-    let params = InPlaceParams {
-        vectors: heads.vectors() as u32,
-        per_row: heads.per_row as u32,
-        stride: heads.stride as u32,
-        offset: heads.offset as u32,
-        dim: heads.dim as u32,
-    };
+    let params = InPlaceParams::new(heads);
     let grid = Grid::cover(heads.vectors(), 1);
     s.push(&BACKWARD_IN_PLACE, &params, &[x, w, rstd, g], grid);
 }
@@ -203,14 +204,7 @@ pub fn weight_gradient(
     heads: Heads,
 ) {
     heads.check(&[x, dy], dw, rstd);
-    let params = PartialParams {
-        vectors: heads.vectors() as u32,
-        per_row: heads.per_row as u32,
-        stride: heads.stride as u32,
-        offset: heads.offset as u32,
-        dim: heads.dim as u32,
-        chunk: CHUNK as u32,
-    };
+    let params = PartialParams::new(heads, CHUNK as u32);
     let words = scratch_words(heads);
     let partial = scratch.first(words);
     let grid = Grid::cover(words, 64);
@@ -230,13 +224,7 @@ pub fn weight_gradient(
 fn forward_twin(args: &Args) {
     let p: ForwardParams = args.params();
     let (x, w) = (args.f32(0), &args.f32(1)[..p.dim as usize]);
-    let heads = Heads {
-        rows: (p.vectors / p.per_row) as usize,
-        per_row: p.per_row as usize,
-        stride: p.stride as usize,
-        offset: p.offset as usize,
-        dim: p.dim as usize,
-    };
+    let heads = p.heads();
     let rows = heads.rows_per_task();
     args.f32_mut(2)[..heads.span()]
         .par_chunks_mut(rows * heads.stride)
@@ -285,13 +273,7 @@ fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
 
 fn backward_twin(args: &Args) {
     let p: BackwardParams = args.params();
-    let heads = Heads {
-        rows: (p.vectors / p.per_row) as usize,
-        per_row: p.per_row as usize,
-        stride: p.stride as usize,
-        offset: p.offset as usize,
-        dim: p.dim as usize,
-    };
+    let heads = p.heads();
     let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
     let rows = heads.rows_per_task();
     let (span, row) = (heads.span(), rows * heads.stride);
@@ -321,13 +303,7 @@ fn backward_twin(args: &Args) {
 
 fn backward_in_place_twin(args: &Args) {
     let p: InPlaceParams = args.params();
-    let heads = Heads {
-        rows: (p.vectors / p.per_row) as usize,
-        per_row: p.per_row as usize,
-        stride: p.stride as usize,
-        offset: p.offset as usize,
-        dim: p.dim as usize,
-    };
+    let heads = p.heads();
     let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
     let rows = heads.rows_per_task();
     let (span, row) = (heads.span(), rows * heads.stride);
@@ -349,13 +325,7 @@ fn backward_in_place_twin(args: &Args) {
 
 fn weight_partial_twin(args: &Args) {
     let p: PartialParams = args.params();
-    let heads = Heads {
-        rows: (p.vectors / p.per_row) as usize,
-        per_row: p.per_row as usize,
-        stride: p.stride as usize,
-        offset: p.offset as usize,
-        dim: p.dim as usize,
-    };
+    let heads = p.heads();
     let (x, rstd, dy) = (args.f32(0), args.f32(1), args.f32(2));
     let chunk = p.chunk as usize;
     args.f32_mut(3)
@@ -433,112 +403,4 @@ pub fn cases(h: &mut Harness) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::harness::{devices, finite_difference, relative_error};
-
-    const EPS: f64 = 1e-5;
-
-    /// `(y, rstd)` in f64; `y` starts as `before`.
-    fn norm(x: &[f64], w: &[f64], before: &[f64], heads: &Heads) -> (Vec<f64>, Vec<f64>) {
-        let (mut y, mut rstd) = (before.to_vec(), Vec::new());
-        for v in 0..heads.vectors() {
-            let range = vector(heads, v);
-            let mean = x[range.clone()].iter().map(|x| x * x).sum::<f64>() / heads.dim as f64;
-            let r = 1.0 / (mean + EPS).sqrt();
-            for (j, i) in range.enumerate() {
-                y[i] = x[i] * r * w[j];
-            }
-            rstd.push(r);
-        }
-        (y, rstd)
-    }
-
-    /// `(dx, dw)` in f64, `dx` zero outside the vectors.
-    fn gradients(x: &[f64], w: &[f64], dy: &[f64], heads: &Heads) -> (Vec<f64>, Vec<f64>) {
-        let (_, rstd) = norm(x, w, x, heads);
-        let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; heads.dim]);
-        for (v, r) in rstd.iter().enumerate() {
-            let range = vector(heads, v);
-            let mut product = 0.0;
-            for (j, i) in range.clone().enumerate() {
-                product += dy[i] * w[j] * x[i];
-                dw[j] += dy[i] * x[i] * r;
-            }
-            for (j, i) in range.enumerate() {
-                dx[i] = r * (w[j] * dy[i] - x[i] * r * r * product / heads.dim as f64);
-            }
-        }
-        (dx, dw)
-    }
-
-    fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
-        a.iter().zip(b).map(|(a, b)| a + b).collect()
-    }
-
-    #[test]
-    fn shader_equals_twin() {
-        devices::lockstep(cases);
-    }
-
-    #[test]
-    fn values_and_gradients_match_f64() {
-        devices::each(|h| {
-            for heads in shapes() {
-                let n = heads.rows * heads.stride;
-                let (x, w, dy) = (
-                    h.random("x", n),
-                    h.random("w", heads.dim),
-                    h.random("dy", n),
-                );
-                let (y, rstd) = (h.random("y", n), h.random("rstd", heads.vectors()));
-                let (dx, dw) = (h.random("dx", n), h.random("dw", heads.dim));
-                let (sum, g) = (
-                    h.random("sum", n),
-                    h.f32("g", bytemuck::cast_slice(&dy.words)),
-                );
-                let scratch = h.random("scratch", scratch_words(heads));
-                let [xs, ws, rs, dys] = [&x, &w, &rstd, &dy].map(|b| b.slice());
-                let s = h.stream();
-                forward(s, xs, ws, y.slice(), rs, heads, EPS as f32);
-                backward(s, xs, ws, rs, dys, dx.slice(), heads, false);
-                backward(s, xs, ws, rs, dys, sum.slice(), heads, true);
-                weight_gradient(s, xs, rs, dys, dw.slice(), scratch.slice(), heads);
-                backward_in_place(s, xs, ws, rs, g.slice(), heads);
-                h.run().unwrap();
-                let (want_y, want_rstd) = norm(&x.f64(), &w.f64(), &y.f64(), &heads);
-                let (gx, gw) = gradients(&x.f64(), &w.f64(), &dy.f64(), &heads);
-                h.expect(&y, &want_y, 1e-6);
-                h.expect(&rstd, &want_rstd, 1e-6);
-                h.expect(&sum, &add(&sum.f64(), &gx), 2e-6);
-                h.expect(&dw, &add(&dw.f64(), &gw), 2e-6);
-                let (mut want_dx, mut want_g) = (dx.f64(), g.f64());
-                for i in (0..heads.vectors()).flat_map(|v| vector(&heads, v)) {
-                    (want_dx[i], want_g[i]) = (gx[i], gx[i]);
-                }
-                h.expect(&dx, &want_dx, 2e-6);
-                h.expect(&g, &want_g, 2e-6);
-            }
-        });
-    }
-
-    #[test]
-    fn reference_gradients_match_finite_differences() {
-        let heads = shapes()[5];
-        let draw = |n: usize, k: f64| (0..n).map(|i| (i as f64 * k).sin()).collect::<Vec<_>>();
-        let n = heads.rows * heads.stride;
-        let (x, w, dy) = (draw(n, 1.3), draw(heads.dim, 0.7), draw(n, 2.1));
-        let zero = vec![0.0; n];
-        let loss = |x: &[f64], w: &[f64]| -> f64 {
-            let (y, _) = norm(x, w, &zero, &heads);
-            y.iter().zip(&dy).map(|(y, d)| y * d).sum()
-        };
-        let (dx, dw) = gradients(&x, &w, &dy, &heads);
-        let close = |want: Vec<f64>, got: &[f64]| {
-            let got: Vec<f32> = got.iter().map(|&g| g as f32).collect();
-            assert!(relative_error(&want, &got) < 1e-6);
-        };
-        close(finite_difference(|x| loss(x, &w), &x), &dx);
-        close(finite_difference(|w| loss(&x, w), &w), &dw);
-    }
-}
+mod tests;

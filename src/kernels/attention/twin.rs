@@ -1,5 +1,5 @@
-//! The CPU twins: rows in parallel; per (row, head) a tile of scores on the stack, dots of four keys at a time and sums
-//! of 64 columns kept in registers.
+//! The CPU twins: rows in parallel; per (row, head) a tile of scores on the stack, and sums of 64 columns kept in
+//! registers.
 
 use super::{DeltaParams, Params};
 use crate::device::Args;
@@ -24,16 +24,23 @@ impl<'a> Vectors<'a> {
         &self.data[record as usize * self.stride + self.offset..][..width]
     }
 
-    /// `out[k] = x . vector(records[k])`.
+    /// `out[k] = x . vector(records[k])`, for at most [`TILE`] records.
     fn dots(&self, x: &[f32], records: &[u32], out: &mut [f32]) {
-        let fours = records.chunks_exact(4);
-        let rest = out.len() - fours.remainder().len();
-        for (records, out) in fours.zip(out.chunks_exact_mut(4)) {
-            let vectors = std::array::from_fn(|k| self.get(records[k], x.len()));
-            out.copy_from_slice(&dot4(x, vectors));
+        let mut sums = [[0.0f32; 4]; TILE];
+        for (&record, sums) in records.iter().zip(&mut sums) {
+            partial_sums(x, self.get(record, x.len()), sums);
         }
-        for (&record, out) in records[rest..].iter().zip(&mut out[rest..]) {
-            *out = dot(x, self.get(record, x.len()));
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            *out = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        }
+        let whole = x.len() / 16 * 16;
+        if whole < x.len() {
+            for (&record, out) in records.iter().zip(out) {
+                let y = &self.get(record, x.len())[whole..];
+                for (x, y) in x[whole..].iter().zip(y) {
+                    *out = x.mul_add(*y, *out);
+                }
+            }
         }
     }
 
@@ -80,29 +87,46 @@ impl<'a> Vectors<'a> {
     }
 }
 
-/// Four dot products with `x`, sixteen partial sums each, in a fixed order.
-#[inline(always)]
-fn dot4(x: &[f32], y: [&[f32]; 4]) -> [f32; 4] {
-    const W: usize = 16;
-    let mut lanes = [[0.0f32; W]; 4];
-    let whole = x.len() / W * W;
-    for at in (0..whole).step_by(W) {
-        let x: &[f32; W] = x[at..at + W].try_into().expect("W elements");
-        for (lanes, y) in lanes.iter_mut().zip(y) {
-            let y: &[f32; W] = y[at..at + W].try_into().expect("W elements");
-            for i in 0..W {
-                lanes[i] = x[i].mul_add(y[i], lanes[i]);
-            }
+/// Four partial sums of `x . y`, without the last `len % 16` elements. A function of its own, with a vector for an
+/// output: merged into the loop over keys, or summed up here, it is not vectorised as well.
+#[inline(never)]
+fn partial_sums(x: &[f32], y: &[f32], out: &mut [f32; 4]) {
+    let mut sums = [0.0f32; 16];
+    for (x, y) in x.chunks_exact(16).zip(y.chunks_exact(16)) {
+        for i in 0..16 {
+            sums[i] = x[i].mul_add(y[i], sums[i]);
         }
     }
-    let mut out = [0.0; 4];
-    for ((out, lanes), y) in out.iter_mut().zip(&lanes).zip(y) {
-        let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-        let tail = x[whole..].iter().zip(&y[whole..]);
-        *out = (four[0] + four[2]) + (four[1] + four[3]) + tail.map(|(x, y)| x * y).sum::<f32>();
+    for i in 0..4 {
+        out[i] = (sums[i] + sums[i + 8]) + (sums[i + 4] + sums[i + 12]);
     }
-    out
+}
+
+/// Turns scores into `exp(scale * score - top)`, where `top` is the larger of `before` and the largest scaled score;
+/// returns `top` and the sum. Both in sixteen lanes, the last ones masked.
+fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32) -> (f32, f32) {
+    let padded = count.next_multiple_of(16);
+    scores[count..padded].fill(MASKED);
+    let scores = &mut scores[..padded];
+    let (mut tops, mut sums) = ([before; 16], [0.0f32; 16]);
+    for chunk in scores.chunks_exact_mut(16) {
+        for i in 0..16 {
+            chunk[i] *= scale;
+            tops[i] = if chunk[i] > tops[i] {
+                chunk[i]
+            } else {
+                tops[i]
+            };
+        }
+    }
+    let top = tops.into_iter().fold(before, f32::max);
+    for chunk in scores.chunks_exact_mut(16) {
+        for i in 0..16 {
+            chunk[i] = exp(chunk[i] - top);
+            sums[i] += chunk[i];
+        }
+    }
+    (top, sums.iter().sum())
 }
 
 /// A row's keys, a tile at a time: its prompt, then its chain.
@@ -234,22 +258,17 @@ fn attend(
         if count == 0 {
             break;
         }
-        let (tile, scores) = (&tile[..count], &mut scores[..count]);
-        keys.dots(q, tile, scores);
+        keys.dots(q, &tile[..count], &mut scores[..count]);
         let before = top;
-        for score in scores.iter_mut() {
-            *score *= scale;
-            top = top.max(*score);
-        }
-        let keep = exp(before - top);
+        let tile_sum;
+        (top, tile_sum) = exponentials(&mut scores, count, scale, before);
         if sum > 0.0 {
+            let keep = exp(before - top);
+            sum *= keep;
             o.iter_mut().for_each(|o| *o *= keep);
         }
-        for score in scores.iter_mut() {
-            *score = exp(*score - top);
-        }
-        sum = sum * keep + scores.iter().sum::<f32>();
-        values.accumulate(scores, tile, o);
+        sum += tile_sum;
+        values.accumulate(&scores[..count], &tile[..count], o);
     }
     if sum == 0.0 {
         return MASKED;
