@@ -89,8 +89,11 @@ fn value_loss_matches_the_oracle() {
     compare("value.safetensors", &outputs, oracle::value);
 }
 
-/// The file with one tensor replaced, or dropped where there is no replacement.
-fn altered(file: &[u8], name: &str, with: Option<(Dtype, Vec<usize>)>) -> Vec<u8> {
+/// Type and shape of a tensor.
+type Form = (Dtype, Vec<usize>);
+
+/// The file with one tensor replaced by zeros, or dropped where there is no replacement.
+fn altered(file: &[u8], name: &str, with: Option<Form>) -> Vec<u8> {
     let tensors = SafeTensors::deserialize(file).unwrap();
     let zeros = vec![0u8; 1 << 16];
     let views = tensors.iter().filter_map(|(n, view)| match &with {
@@ -110,7 +113,8 @@ fn bad_inputs_are_named() {
     let device: DeviceRef = Arc::new(Cpu::new());
     let objective = bytes("qwen2/objective.safetensors");
     let value = bytes("qwen2/value.safetensors");
-    let cases: [(&[u8], Question, &str, Option<(Dtype, Vec<usize>)>, &str); 7] = [
+    type Case<'a> = (&'a [u8], Question, &'a str, Option<Form>, &'a str);
+    let cases: [Case; 7] = [
         (
             &objective,
             oracle::objective,

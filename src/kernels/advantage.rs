@@ -56,6 +56,7 @@ pub fn advantages_len(shape: Shape) -> usize {
 /// From `rewards` [B, G] and the candidate tables: `advantages`, the group advantages [B, G] followed by the sibling
 /// advantages [K] in one slice of [`advantages_len`] words, and `node_reward` [K], each node's mean reward. An absent
 /// candidate's advantage is 0.
+#[allow(clippy::too_many_arguments)]
 pub fn advantage(
     stream: &mut Stream,
     rewards: Slice,
@@ -170,7 +171,7 @@ fn twin(args: &Args) {
     while begin < nodes {
         let same_prompt = |&n: &usize| prompt(n) == prompt(begin);
         let end = begin + (begin..nodes).take_while(same_prompt).count();
-        for node in begin..end {
+        for (node, advantage) in (begin..).zip(&mut by_node[begin..end]) {
             let siblings = Moments::of(|center| {
                 (begin..end)
                     .filter(|&n| place(n) == place(node))
@@ -178,7 +179,7 @@ fn twin(args: &Args) {
                     .filter_map(|(mean, count)| (count > 0.0).then_some(mean))
             });
             let (own, count) = mean_through(node, siblings.center);
-            by_node[node] = match count > 0.0 && siblings.count >= 2.0 {
+            *advantage = match count > 0.0 && siblings.count >= 2.0 {
                 true => (own - siblings.rest) / (siblings.std(0.0) + EPSILON),
                 false => 0.0,
             };

@@ -324,14 +324,15 @@ mod tests {
 
                 let mut gradient = vec![0.0; rows * vocab];
                 for row in 0..rows {
-                    for k in starts[row] as usize..starts[row + 1] as usize {
-                        if targets[k] as usize >= vocab {
+                    let range = starts[row] as usize..starts[row + 1] as usize;
+                    for (&token, g) in targets[range.clone()].iter().zip(&g.f64()[range]) {
+                        if token as usize >= vocab {
                             continue;
                         }
                         for v in 0..vocab {
                             let softmax = (x[row * vocab + v] - per_row[row].0).exp();
-                            let chosen = (v == targets[k] as usize) as u32 as f64;
-                            gradient[row * vocab + v] += g.f64()[k] * (chosen - softmax);
+                            let chosen = (v == token as usize) as u32 as f64;
+                            gradient[row * vocab + v] += g * (chosen - softmax);
                         }
                     }
                 }
