@@ -10,9 +10,10 @@
 //! - A descent that ends at no expandable node counts a visit along its path; [`MAX_DEAD_ENDS`] of them end the round.
 //! - The budget is hard. Leaves cost nothing when they are not run; there may be at most `leaves` of them.
 //! - When what is left of the budget (or of the rounds) is only just enough to reach `goal` complete SIDs, the round
-//!   completes prefixes greedily instead: the deepest nodes with an unexpanded child, the child with the best log-prob.
-//!   What is needed is known from the trie alone: a run node at depth L - 1 makes all its leaves reachable, an unexpanded
-//!   child at depth d + 1 needs at most L - 1 - d forwards for one more SID.
+//!   completes prefixes greedily instead: of the deepest nodes with an unexpanded child, the child with the best
+//!   `V + eta logp` (V of its parent). What is needed is known from the trie alone. With R the last depth that is run (L,
+//!   or L - 1 when leaves are not), an unexpanded child of a node at depth d < R is at most R - d forwards from one more
+//!   SID; a run node at depth R is an SID, or has all its leaves within reach.
 //!
 //! Draws: word 0 of the generator at (key, step, document, `draws + c`), `draws` advancing by the number of children.
 //! `table`: f32 `[3, n]` by visits: `ceil(c N^a)`, `beta sqrt(ln(N + 1))`, `1 / sqrt(N + 1)` ([`table`]), so that integer
@@ -34,12 +35,12 @@ pub const MAX_DEAD_ENDS: u32 = 16;
 const SLACK: f32 = 1e-6;
 
 params! {
-    /// `nodes` is M, `width` the selections of a round, `rounds_left` counts this one, `first` marks the round after the
+    /// `nodes` is M, `width` the selections of a round; levels up to `run_levels` are run; `rounds_left` counts this one, `first` marks the round after the
     /// first tree, `table` is the length of each of the three tables.
     Params {
         prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, fanout: u32, levels: u32,
-        budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, score_leaves: u32, table: u32,
-        key: u32, step: u32,
+        run_levels: u32, budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, table: u32,
+        key: u32, step: u32, eta: f32,
     }
 }
 
@@ -110,7 +111,7 @@ struct Round<'a> {
     trie: Trie<'a>,
     table: &'a [f32],
     frontier: usize,
-    /// Unexpanded children of the nodes at each depth above the leaves' parents.
+    /// Unexpanded children of the nodes at each depth that cost a forward.
     open: [u32; MAX_LEVELS],
     /// Mean of G at each depth.
     mean: [f32; MAX_LEVELS],
@@ -165,21 +166,31 @@ impl Round<'_> {
         self.visit(node);
     }
 
+    /// Counts a node that is in the tree: its children are unexpanded or, past the last level that is run, within reach.
+    fn count_children(&mut self, node: usize) {
+        let depth = self.on.node(node, node::DEPTH);
+        self.leaves += (depth == self.p.levels) as u32;
+        if depth == self.p.run_levels {
+            // A leaf that was run is an SID itself.
+            self.reachable += self.legal(node).max(1);
+        } else if depth < self.p.run_levels {
+            self.open[depth as usize] += self.legal(node);
+        }
+    }
+
     fn survey(&mut self) {
         let (mut first, mut sum) = ([0.0f32; MAX_LEVELS], [0.0f32; MAX_LEVELS]);
         let mut members = [0u32; MAX_LEVELS];
         for node in 0..self.frontier {
             let depth = self.on.node(node, node::DEPTH);
+            self.count_children(node);
+            if depth < self.p.run_levels {
+                self.open[depth as usize] -= self.on.node(node, node::CHILDREN);
+            }
             if depth == self.p.levels {
-                self.leaves += 1;
                 continue;
             }
             let d = depth as usize;
-            if depth + 1 == self.p.levels {
-                self.reachable += self.legal(node);
-            } else {
-                self.open[d] += self.legal(node) - self.on.node(node, node::CHILDREN);
-            }
             // Relative to the first, so that the mean of equal scores is that score.
             let g = self.on.stat(node, stat::SCORE);
             if members[d] == 0 {
@@ -197,20 +208,29 @@ impl Round<'_> {
     fn reserve(&self) -> u32 {
         let mut need = self.p.goal.saturating_sub(self.reachable);
         let mut total = 0;
-        for depth in (1..self.p.levels).rev() {
-            let some = need.min(self.open[depth as usize - 1]);
-            total += some * (self.p.levels - depth);
+        for depth in (0..self.p.run_levels).rev() {
+            let some = need.min(self.open[depth as usize]);
+            total += some * (self.p.run_levels - depth);
             need -= some;
         }
-        total + need * (self.p.levels - 1)
+        total + need * self.p.run_levels
     }
 
-    /// Whether what is left of budget and rounds is needed to reach `goal` SIDs.
-    fn completing(&mut self) -> bool {
+    /// The child to complete when what is left of the budget or of the rounds is needed for `goal` SIDs. `Err` when
+    /// the rest of the round must be left unspent for it.
+    fn complete(&mut self) -> std::result::Result<Option<(usize, u32)>, ()> {
         let kept = self.reserve();
         let left = self.p.budget - *self.on.header(header::COST);
-        let rounds = kept.div_ceil(self.p.width) + self.p.levels;
-        kept > 0 && (left <= kept || self.p.rounds_left + 2 <= rounds)
+        let late = self.p.rounds_left + 1 <= kept.div_ceil(self.p.width) + self.p.run_levels;
+        if kept == 0 || (left > kept && !late) {
+            return Ok(None);
+        }
+        let open = self.best_open();
+        if open.is_none() && left <= kept {
+            Err(())
+        } else {
+            Ok(open)
+        }
     }
 
     fn is_taken(&self, node: usize, edge: u32) -> bool {
@@ -224,26 +244,28 @@ impl Round<'_> {
         false
     }
 
-    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best log-prob. (node, edge).
+    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best V + eta logp.
+    /// `None` when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
     fn best_open(&self) -> Option<(usize, u32)> {
         let (mut chosen, mut deepest, mut best) = (None, 0, 0.0);
         for node in 0..self.frontier {
             let depth = self.on.node(node, node::DEPTH);
             let full = self.on.node(node, node::CHILDREN) == self.legal(node);
-            if depth + 1 >= self.p.levels || depth < deepest || full {
+            if depth >= self.p.run_levels || depth < deepest || full {
                 continue;
             }
-            let prefix = self.on.stat(node, stat::CUMULATIVE);
+            let value = self.on.stat(node, stat::VALUE);
             let edges = self.trie.edges(self.on.node(node, node::TRIE));
             for (&logp, edge) in self.logps(node).iter().zip(edges) {
-                let score = prefix + logp;
+                let score = value + self.p.eta * logp;
                 let better = chosen.is_none() || depth > deepest || score > best;
                 if better && !self.is_taken(node, edge) {
                     (chosen, deepest, best) = (Some((node, edge)), depth, score);
                 }
             }
         }
-        chosen
+        let deeper = self.open.iter().skip(deepest as usize + 1).sum::<u32>();
+        chosen.filter(|_| self.reachable + deeper < self.p.goal)
     }
 
     fn is_expandable(&self, node: usize) -> bool {
@@ -314,16 +336,10 @@ impl Round<'_> {
         *self.on.header(header::COUNT) += 1;
         self.on.make(new, under, edge, logp);
         self.link(new);
+        self.count_children(new);
         let depth = self.on.node(new, node::DEPTH);
-        if depth == self.p.levels {
-            self.leaves += 1;
-            return new;
-        }
-        self.open[depth as usize - 1] -= 1;
-        if depth + 1 == self.p.levels {
-            self.reachable += self.legal(new);
-        } else {
-            self.open[depth as usize] += self.legal(new);
+        if depth <= self.p.run_levels {
+            self.open[depth as usize - 1] -= 1;
         }
         new
     }
@@ -341,18 +357,21 @@ impl Round<'_> {
             && *self.on.header(header::COUNT) < self.p.nodes
             && !self.is_closed(0)
         {
-            let (under, edge) = if self.completing() {
-                let Some(open) = self.best_open() else { break };
-                open
-            } else {
-                let Some(under) = self.select() else {
-                    dead_ends += 1;
-                    continue;
-                };
-                (under, self.draw(under))
+            let Ok(completion) = self.complete() else {
+                break;
+            };
+            let (under, edge) = match completion {
+                Some(open) => open,
+                None => match self.select() {
+                    Some(under) => (under, self.draw(under)),
+                    None => {
+                        dead_ends += 1;
+                        continue;
+                    }
+                },
             };
             let new = self.attach(under, edge);
-            if self.on.node(new, node::DEPTH) < self.p.levels || self.p.score_leaves != 0 {
+            if self.on.node(new, node::DEPTH) <= self.p.run_levels {
                 self.on.run(row, new, self.trie.token(edge));
                 *self.on.header(header::COST) += 1;
                 row += 1;
@@ -437,6 +456,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 tokens_at: begin.len() as u32,
                 fanout: fanout as u32,
                 levels: levels as u32,
+                run_levels: levels as u32 + score_leaves - 1,
                 budget: budget as u32,
                 goal: 9,
                 leaves: if score_leaves == 1 {
@@ -446,10 +466,10 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 },
                 rounds_left: rounds - round,
                 first: (round == 0) as u32,
-                score_leaves,
                 table: 40,
                 key: 77,
                 step: 5,
+                eta: 0.1,
             };
             ved_select(h.stream(), on, p);
             h.run()?;
