@@ -7,7 +7,7 @@ use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
 use crate::kernels::expand::{self, Expand, expand};
 use crate::kernels::gather::gather_rows;
-use crate::kernels::search::{RECORD, STATS, search_begin};
+use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
 use crate::kernels::ved_select;
 use crate::rng;
 use anyhow::{Result, ensure};
@@ -35,13 +35,13 @@ pub(super) struct Buffers {
     prompt_spans: Buffer,
     /// Row of each prompt's last token.
     prompt_ends: Buffer,
-    pub tree: Buffer,
-    pub stats: Buffer,
-    pub rows: Buffer,
-    pub parent: Buffer,
-    pub entry: Buffer,
-    pub hidden: Buffer,
-    pub value: Buffer,
+    tree: Buffer,
+    stats: Buffer,
+    rows: Buffer,
+    parent: Buffer,
+    entry: Buffer,
+    hidden: Buffer,
+    value: Buffer,
     end_hidden: Buffer,
     end_value: Buffer,
     logits: Buffer,
@@ -52,6 +52,18 @@ pub(super) struct Buffers {
     pub table: Buffer,
     picked: Buffer,
     scores: Buffer,
+}
+
+impl Buffers {
+    pub fn search(&self) -> SearchSlices {
+        SearchSlices {
+            tree: self.tree.all(),
+            stats: self.stats.all(),
+            rows: self.rows.all(),
+            parent: self.parent.all(),
+            entry: self.entry.all(),
+        }
+    }
 }
 
 /// Rows whose children [`Decoder::expand`] scores.

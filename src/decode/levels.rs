@@ -2,8 +2,8 @@
 
 use super::{DecodeModel, Decoder, Method};
 use crate::device::Stream;
-use crate::kernels::beam::{self, Beam, beam};
-use crate::kernels::sample::{self, Sample, sample};
+use crate::kernels::beam::{self, beam};
+use crate::kernels::sample::{self, sample};
 
 impl Decoder {
     /// Grows the trees level by level to the complete SIDs, running each level that has successors or is scored.
@@ -28,8 +28,7 @@ impl Decoder {
     /// Makes the nodes at `depth` from the `entries` above.
     fn grow(&self, s: &mut Stream, entries: usize, depth: usize, run: bool, step: u32) {
         let on = &self.buffers;
-        let (tree, stats, rows) = (on.tree.all(), on.stats.all(), on.rows.all());
-        let (parent, entry, trie) = (on.parent.all(), on.entry.all(), self.trie.words());
+        let trie = self.trie.words();
         let prompts = self.prompts() as u32;
         let nodes = self.plan.nodes as u32;
         let slot_base = self.slot_base();
@@ -37,15 +36,6 @@ impl Decoder {
         let tokens_at = self.trie.tokens_at();
         let (entries, run) = (entries as u32, run as u32);
         if let Method::Sample { temperature, .. } = self.config.method {
-            let slices = Sample {
-                child_logp: on.child_logp.all(),
-                trie,
-                tree,
-                stats,
-                rows,
-                parent,
-                entry,
-            };
             let params = sample::Params {
                 prompts,
                 nodes,
@@ -59,18 +49,8 @@ impl Decoder {
                 step,
                 sharpness: 1.0 / temperature,
             };
-            sample(s, slices, params);
+            sample(s, [on.child_logp.all(), trie], on.search(), params);
         } else {
-            let slices = Beam {
-                top_edge: on.top_edge.all(),
-                top_logp: on.top_logp.all(),
-                trie,
-                tree,
-                stats,
-                rows,
-                parent,
-                entry,
-            };
             let params = beam::Params {
                 prompts,
                 nodes,
@@ -81,7 +61,8 @@ impl Decoder {
                 top: self.top(depth - 1) as u32,
                 run,
             };
-            beam(s, slices, params);
+            let inputs = [on.top_edge.all(), on.top_logp.all(), trie];
+            beam(s, inputs, on.search(), params);
         }
     }
 }

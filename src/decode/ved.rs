@@ -2,23 +2,13 @@
 
 use super::{DecodeModel, Decoder, Ved};
 use crate::device::Stream;
-use crate::kernels::ved_select::{self, VedSelect, ved_select};
+use crate::kernels::ved_select::{self, ved_select};
 
 impl Decoder {
     /// Selects, runs and scores, as often as the plan says. A prompt that is done has inactive rows from then on.
     pub(super) fn rounds(&self, s: &mut Stream, model: &dyn DecodeModel, ved: &Ved, step: u32) {
         let (on, plan) = (&self.buffers, &self.plan);
         for round in 0..plan.rounds {
-            let slices = VedSelect {
-                child_logp: on.child_logp.all(),
-                trie: self.trie.words(),
-                table: on.table.all(),
-                tree: on.tree.all(),
-                stats: on.stats.all(),
-                rows: on.rows.all(),
-                parent: on.parent.all(),
-                entry: on.entry.all(),
-            };
             let params = ved_select::Params {
                 prompts: self.prompts() as u32,
                 nodes: plan.nodes as u32,
@@ -42,7 +32,8 @@ impl Decoder {
                 step,
                 eta: ved.eta,
             };
-            ved_select(s, slices, params);
+            let inputs = [on.child_logp.all(), self.trie.words(), on.table.all()];
+            ved_select(s, inputs, on.search(), params);
             self.run_rows(s, model, self.prompts() * plan.round, 0, false);
         }
     }

@@ -21,7 +21,10 @@
 //!
 //! Floor: nothing to speak of; a few hundred dependent steps per prompt, so one invocation per prompt and no barriers.
 
-use super::search::{NONE, Prompt, Shape, Trie, each_prompt, header, node, stat};
+use super::search::{
+    FIXTURE_SLOTS, Fixture, NONE, Prompt, SearchSlices, Shape, Trie, each_prompt, header, node,
+    stat,
+};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
@@ -57,38 +60,10 @@ pub static VED_SELECT: Kernel = Kernel {
     twin,
 };
 
-/// The buffers of [`ved_select`], in the kernel's order (see [`super::search`] for the last five).
-#[derive(Clone, Copy)]
-pub struct VedSelect {
-    /// `[nodes, fanout]`
-    pub child_logp: Slice,
-    pub trie: Slice,
-    pub table: Slice,
-    pub tree: Slice,
-    pub stats: Slice,
-    pub rows: Slice,
-    pub parent: Slice,
-    pub entry: Slice,
-}
-
-/// Records one round.
-pub fn ved_select(s: &mut Stream, on: VedSelect, p: Params) {
-    let slices = [
-        on.child_logp,
-        on.trie,
-        on.table,
-        on.tree,
-        on.stats,
-        on.rows,
-        on.parent,
-        on.entry,
-    ];
-    s.push(
-        &VED_SELECT,
-        &p,
-        &slices,
-        Grid::cover(p.prompts as usize, 64),
-    );
+/// Records one round. `inputs`: `child_logp` (`[nodes, fanout]`), `trie`, `table`.
+pub fn ved_select(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
+    let grid = Grid::cover(p.prompts as usize, 64);
+    s.push(&VED_SELECT, &p, &on.after(inputs), grid);
 }
 
 /// The three tables of widening and exploration for `0 .. visits` visits.
@@ -391,9 +366,7 @@ fn twin(args: &Args) {
         slot_base: p.slot_base,
         width: p.width,
     };
-    let (tree, stats) = (args.u32_mut(3), args.f32_mut(4));
-    let (rows, parent, entry) = (args.u32_mut(5), args.u32_mut(6), args.u32_mut(7));
-    each_prompt(shape, tree, stats, rows, parent, entry, |mut on| {
+    each_prompt(shape, args, 3, |mut on| {
         Round {
             p,
             frontier: *on.header(header::COUNT) as usize,
@@ -410,9 +383,9 @@ fn twin(args: &Args) {
     });
 }
 
-/// Several rounds from bare roots, with scores and log-probs that are random instead of a model's.
+/// Whole searches from bare roots; the model's logits and values are random.
 pub fn cases(h: &mut Harness) -> Result<()> {
-    use super::search::{RECORD, STATS, search_begin};
+    use super::expand::{self, Expand, expand};
     for (prompts, levels, fanout, width, score_leaves) in [
         (1, 1, 1, 1, 1),
         (2, 3, 5, 4, 1),
@@ -420,40 +393,47 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (3, 4, 3, 2, 0),
         (2, 2, 67, 5, 1),
     ] {
-        let (begin, tokens, _) = super::expand::random_trie(h.draws(), levels, fanout, 100);
-        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
-        let (budget, rounds, leaves, slot_base) = (24, 8, 6, 10);
+        let (budget, rounds, leaves, vocab) = (24, 8, 6, 200);
         let nodes = budget + if score_leaves == 1 { 0 } else { leaves };
-        let spans: Vec<u32> = (0..prompts as u32)
-            .flat_map(|b| [3 * b, 3 * b + 2, b])
-            .collect();
-        let prompt = h.u32("prompt", &spans);
-        let tree = h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]);
-        let stats = h.random("stats", prompts * nodes * STATS);
-        let rows = h.u32("rows", &vec![5; prompts * width * RECORD]);
-        let parent = h.u32("parent", &vec![7; slot_base + prompts * nodes]);
-        let entry = h.u32("entry", &vec![9; prompts * width.max(1) * 2]);
+        let at = Fixture::new(h, [levels, fanout], [prompts, nodes, width])?;
+        let tokens_at = at.child_begin.len() as u32;
         let child_logp = h.random("child_logp", prompts * nodes * fanout);
-        let tables = h.f32("table", &table(40, 1.0, 2.0, 0.5));
-        let [a, b, c, d] = [prompt.slice(), tree.slice(), stats.slice(), entry.slice()];
-        search_begin(h.stream(), a, b, c, d, prompts, nodes);
-        for round in 0..rounds {
-            let on = VedSelect {
+        let table = h.f32("table", &table(40, 1.0, 2.0, 0.5));
+        let unused = [h.u32("top_edge", &[0]), h.random("top_logp", 1)];
+        let score = |h: &mut Harness, rows: usize| {
+            let (logits, value) = (h.random("logits", rows * vocab), h.random("value", rows));
+            let on = Expand {
+                logits: logits.slice(),
+                value: Some(value.slice()),
+                entry: at.entry.slice(),
+                trie: at.trie.slice(),
                 child_logp: child_logp.slice(),
-                trie: trie.slice(),
-                table: tables.slice(),
-                tree: tree.slice(),
-                stats: stats.slice(),
-                rows: rows.slice(),
-                parent: parent.slice(),
-                entry: entry.slice(),
+                stats: at.stats.slice(),
+                top_edge: unused[0].slice(),
+                top_logp: unused[1].slice(),
             };
+            let p = expand::Params {
+                rows: rows as u32,
+                vocab: vocab as u32,
+                fanout: fanout as u32,
+                tokens_at,
+                top: 0,
+                keep: 1,
+                renormalise: 0,
+                valued: 0,
+                lambda: 0.1,
+            };
+            expand(h.stream(), on, p);
+            at.run(h)
+        };
+        score(h, prompts)?;
+        for round in 0..rounds {
             let p = Params {
                 prompts: prompts as u32,
                 nodes: nodes as u32,
-                slot_base: slot_base as u32,
+                slot_base: FIXTURE_SLOTS,
                 width: width as u32,
-                tokens_at: begin.len() as u32,
+                tokens_at,
                 fanout: fanout as u32,
                 levels: levels as u32,
                 run_levels: levels as u32 + score_leaves - 1,
@@ -471,11 +451,10 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 step: 5,
                 eta: 0.1,
             };
-            ved_select(h.stream(), on, p);
-            h.run()?;
-            for buffer in [&tree, &stats, &rows, &parent, &entry] {
-                h.read_u32(buffer)?;
-            }
+            let inputs = [child_logp.slice(), at.trie.slice(), table.slice()];
+            ved_select(h.stream(), inputs, at.slices(), p);
+            at.run(h)?;
+            score(h, prompts * width)?;
         }
     }
     Ok(())

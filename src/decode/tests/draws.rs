@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::kernels::harness::Harness;
-use crate::kernels::search::{RECORD, STATS, search_begin};
-use crate::kernels::ved_select::{Params, VedSelect, table, ved_select};
+use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
+use crate::kernels::ved_select::{Params, table, ved_select};
 
 /// Pearson's statistic of counts against expected shares.
 fn chi_square(counts: &[usize], shares: &[f64]) -> f64 {
@@ -87,10 +87,8 @@ fn expansions_follow_the_policy_without_replacement() {
     let trie = h.u32("trie", &[0, 4, 4, 4, 4, 4, 5, 6, 7, 8]);
     let child_logp = h.f32("child_logp", &logps);
     let tables = h.f32("table", &table(8, 1.0, 8.0, 0.5));
-    let on = VedSelect {
-        child_logp: child_logp.slice(),
-        trie: trie.slice(),
-        table: tables.slice(),
+    let inputs = [child_logp.slice(), trie.slice(), tables.slice()];
+    let on = SearchSlices {
         tree: tree.slice(),
         stats: stats.slice(),
         rows: rows.slice(),
@@ -126,7 +124,7 @@ fn expansions_follow_the_policy_without_replacement() {
         prompts,
         nodes,
     );
-    ved_select(h.stream(), on, params);
+    ved_select(h.stream(), inputs, on, params);
     h.run().unwrap();
     // Each row's token names the child it runs.
     let mut counts = vec![0; fanout * fanout];
