@@ -1,8 +1,8 @@
 // One round of value-guided search (src/kernels/ved_select.rs). One invocation per prompt: a round is a few hundred
 // dependent steps on a tree of some fifty nodes.
 struct Params { prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, fanout: u32, levels: u32,
-                budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, score_leaves: u32, table: u32,
-                key: u32, step: u32 }
+                run_levels: u32, budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32,
+                table: u32, key: u32, step: u32, eta: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> child_logp: array<f32>;
 @group(0) @binding(2) var<storage, read> trie: array<u32>;
@@ -25,10 +25,10 @@ const SLACK: f32 = 1e-6;
 // The prompt, and the first word of its header.
 var<private> b: u32;
 var<private> header: u32;
-// Per depth: unexpanded children of the nodes above the leaves' parents; mean of G.
+// Per depth: unexpanded children that cost a forward; mean of G.
 var<private> open: array<u32, MAX_LEVELS>;
 var<private> mean: array<f32, MAX_LEVELS>;
-// SIDs that need no further forward, leaves in the tree.
+// SIDs that need no further forward; leaves in the tree.
 var<private> reachable: u32;
 var<private> leaves: u32;
 
@@ -69,6 +69,20 @@ fn link(node: u32) {
     visit(node);
 }
 
+// Counts a node that is in the tree: its children are unexpanded or, past the last level that is run, within reach.
+fn count_children(node: u32) {
+    let d = tree[node_at(b, node) + DEPTH];
+    if d == p.levels {
+        leaves += 1u;
+    }
+    if d == p.run_levels {
+        // A leaf that was run is an SID itself.
+        reachable += max(legal(node), 1u);
+    } else if d < p.run_levels {
+        open[d] += legal(node);
+    }
+}
+
 fn survey(count: u32) {
     var first: array<f32, MAX_LEVELS>;
     var sum: array<f32, MAX_LEVELS>;
@@ -83,14 +97,12 @@ fn survey(count: u32) {
     for (var node = 0u; node < count; node++) {
         let at = node_at(b, node);
         let d = tree[at + DEPTH];
-        if d == p.levels {
-            leaves += 1u;
-            continue;
+        count_children(node);
+        if d < p.run_levels {
+            open[d] -= tree[at + CHILDREN];
         }
-        if d + 1u == p.levels {
-            reachable += legal(node);
-        } else {
-            open[d] += legal(node) - tree[at + CHILDREN];
+        if d == p.levels {
+            continue;
         }
         // Relative to the first, so that the mean of equal scores is that score.
         let g = stats[stat_at(b, node) + SCORE];
@@ -109,19 +121,12 @@ fn survey(count: u32) {
 fn reserve() -> u32 {
     var need = select(0u, p.goal - reachable, p.goal > reachable);
     var total = 0u;
-    for (var d = p.levels - 1u; d > 0u; d--) {
+    for (var d = p.run_levels; d > 0u; d--) {
         let some = min(need, open[d - 1u]);
-        total += some * (p.levels - d);
+        total += some * (p.run_levels + 1u - d);
         need -= some;
     }
-    return total + need * (p.levels - 1u);
-}
-
-// Whether what is left of budget and rounds is needed to reach `goal` SIDs.
-fn completing() -> bool {
-    let kept = reserve();
-    let left = p.budget - tree[header + COST];
-    return kept > 0u && (left <= kept || p.rounds_left + 2u <= (kept + p.width - 1u) / p.width + p.levels);
+    return total + need * p.run_levels;
 }
 
 fn is_taken(node: u32, edge: u32) -> bool {
@@ -135,7 +140,8 @@ fn is_taken(node: u32, edge: u32) -> bool {
     return false;
 }
 
-// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best log-prob. (node, edge).
+// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best V + eta logp. (node, edge);
+// NONE when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
 fn best_open(frontier: u32) -> vec2<u32> {
     var chosen = vec2<u32>(NONE, NONE);
     var depth = 0u;
@@ -144,19 +150,26 @@ fn best_open(frontier: u32) -> vec2<u32> {
         let at = node_at(b, node);
         let d = tree[at + DEPTH];
         let children = legal(node);
-        if d + 1u >= p.levels || d < depth || tree[at + CHILDREN] == children {
+        if d >= p.run_levels || d < depth || tree[at + CHILDREN] == children {
             continue;
         }
         let begin = trie[tree[at + TRIE]];
-        let prefix = stats[stat_at(b, node) + CUMULATIVE];
+        let value = stats[stat_at(b, node) + VALUE];
         for (var c = 0u; c < children; c++) {
-            let score = prefix + child_logp[(b * p.nodes + node) * p.fanout + c];
+            let score = value + p.eta * child_logp[(b * p.nodes + node) * p.fanout + c];
             if (chosen.x == NONE || d > depth || score > best) && !is_taken(node, begin + c) {
                 chosen = vec2<u32>(node, begin + c);
                 depth = d;
                 best = score;
             }
         }
+    }
+    var nearer = reachable;
+    for (var d = depth + 1u; d < p.run_levels; d++) {
+        nearer += open[d];
+    }
+    if nearer >= p.goal {
+        return vec2<u32>(NONE, NONE);
     }
     return chosen;
 }
@@ -244,40 +257,36 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var dead_ends = 0u;
     while row < p.width && dead_ends < MAX_DEAD_ENDS && tree[header + COST] < p.budget
         && tree[header + COUNT] < p.nodes && !is_closed(0u) {
-        var under = NONE;
-        var edge = NONE;
-        if completing() {
-            let best = best_open(frontier);
-            under = best.x;
-            edge = best.y;
-            if under == NONE {
+        // Complete prefixes when what is left of the budget or of the rounds is needed for `goal` SIDs.
+        let kept = reserve();
+        let left = p.budget - tree[header + COST];
+        let late = p.rounds_left + 1u <= (kept + p.width - 1u) / p.width + p.run_levels;
+        var best = vec2<u32>(NONE, NONE);
+        if kept > 0u && (left <= kept || late) {
+            best = best_open(frontier);
+            if best.x == NONE && left <= kept {
                 break;
             }
-        } else {
-            under = select_node(frontier);
-            if under == NONE {
+        }
+        if best.x == NONE {
+            best.x = select_node(frontier);
+            if best.x == NONE {
                 dead_ends += 1u;
                 continue;
             }
-            edge = draw(under);
+            best.y = draw(best.x);
         }
+        let under = best.x;
+        let edge = best.y;
         let begin = trie[tree[node_at(b, under) + TRIE]];
         let node = tree[header + COUNT];
         tree[header + COUNT] = node + 1u;
         make(b, node, under, edge, child_logp[(b * p.nodes + under) * p.fanout + edge - begin]);
         link(node);
         let depth = tree[node_at(b, node) + DEPTH];
-        if depth == p.levels {
-            leaves += 1u;
-        } else {
+        count_children(node);
+        if depth <= p.run_levels {
             open[depth - 1u] -= 1u;
-            if depth + 1u == p.levels {
-                reachable += legal(node);
-            } else {
-                open[depth] += legal(node);
-            }
-        }
-        if depth < p.levels || p.score_leaves != 0u {
             run(b, row, node, trie[p.tokens_at + edge]);
             tree[header + COST] += 1u;
             row += 1u;

@@ -8,7 +8,9 @@
 //! Floor: reads 8 bytes per candidate. Ranks are counted, `entries log(top)` loads per candidate in parallel; the twin
 //! sorts.
 
-use super::search::{NONE, STATS, Shape, Trie, each_prompt, header, stat};
+use super::search::{
+    FIXTURE_SLOTS, Fixture, NONE, SearchSlices, Shape, Trie, each_prompt, header, stat,
+};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -34,32 +36,9 @@ pub static BEAM: Kernel = Kernel {
     twin,
 };
 
-/// The buffers of [`beam`], in the kernel's order (see [`super::search`] for the last five).
-#[derive(Clone, Copy)]
-pub struct Beam {
-    pub top_edge: Slice,
-    pub top_logp: Slice,
-    pub trie: Slice,
-    pub tree: Slice,
-    pub stats: Slice,
-    pub rows: Slice,
-    pub parent: Slice,
-    pub entry: Slice,
-}
-
-/// Grows every prompt's tree by one level.
-pub fn beam(s: &mut Stream, on: Beam, p: Params) {
-    let slices = [
-        on.top_edge,
-        on.top_logp,
-        on.trie,
-        on.tree,
-        on.stats,
-        on.rows,
-        on.parent,
-        on.entry,
-    ];
-    s.push(&BEAM, &p, &slices, Grid(p.prompts));
+/// Grows every prompt's tree by one level. `inputs`: `top_edge`, `top_logp`, `trie`.
+pub fn beam(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
+    s.push(&BEAM, &p, &on.after(inputs), Grid(p.prompts));
 }
 
 fn twin(args: &Args) {
@@ -73,9 +52,7 @@ fn twin(args: &Args) {
         slot_base: p.slot_base,
         width: p.width,
     };
-    let (tree, stats) = (args.u32_mut(3), args.f32_mut(4));
-    let (rows, parent, entry) = (args.u32_mut(5), args.u32_mut(6), args.u32_mut(7));
-    each_prompt(shape, tree, stats, rows, parent, entry, |mut prompt| {
+    each_prompt(shape, args, 3, |mut prompt| {
         let frontier = *prompt.header(header::FRONTIER) as usize;
         let count = *prompt.header(header::COUNT) as usize;
         let mut candidates = Vec::with_capacity(entries * top);
@@ -112,70 +89,47 @@ fn twin(args: &Args) {
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    use super::search::{RECORD, search_begin};
     // Two levels in a row; coarse log-probs, so that scores tie within and across entries.
     for (prompts, fanout, width) in [(1, 1, 1), (3, 5, 4), (65, 7, 9), (2, 70, 130)] {
-        let (begin, tokens, _) = super::expand::random_trie(h.draws(), 2, fanout, 200);
-        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
         let nodes = 1 + 2 * width;
-        let slot_base = 10;
-        let spans: Vec<u32> = (0..prompts as u32)
-            .flat_map(|b| [3 * b, 3 * b + 2, b])
-            .collect();
-        let prompt = h.u32("prompt", &spans);
-        let tree = h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]);
-        let stats = h.random("stats", prompts * nodes * STATS);
-        let rows = h.u32("rows", &vec![5; prompts * width * RECORD]);
-        let parent = h.u32("parent", &vec![7; slot_base + prompts * nodes]);
-        let entry = h.u32("entry", &vec![9; prompts * width * 2]);
-        let places = [prompt.slice(), tree.slice(), stats.slice(), entry.slice()];
-        let [a, b, c, d] = places;
-        search_begin(h.stream(), a, b, c, d, prompts, nodes);
-        h.run()?;
+        let at = Fixture::new(h, [2, fanout], [prompts, nodes, width])?;
+        let begin = &at.child_begin;
         for level in 0..2 {
             let entries = if level == 0 { 1 } else { width };
             let top = fanout.min(width);
-            let place = h.read_u32(&entry)?;
+            let place = h.read_u32(&at.entry)?;
             let (mut edges, mut logps) = (Vec::new(), Vec::new());
             for row in 0..prompts * entries {
-                let (node, at) = (place[2 * row], place[2 * row + 1] as usize);
+                let (node, inner) = (place[2 * row], place[2 * row + 1] as usize);
                 let mut list: Vec<f32> = (0..top).map(|_| -(h.draws().below(6) as f32)).collect();
                 list.sort_by(|a, b| b.total_cmp(a));
                 let children = if node == NONE {
                     0..0
                 } else {
-                    begin[at]..begin[at + 1]
+                    begin[inner]..begin[inner + 1]
                 };
                 // Any order of children will do for the kernel; keep the edges distinct.
                 edges.extend((0..top).map(|i| children.clone().nth(i).unwrap_or(NONE)));
                 logps.extend(list);
             }
             let (top_edge, top_logp) = (h.u32("top_edge", &edges), h.f32("top_logp", &logps));
-            let on = Beam {
-                top_edge: top_edge.slice(),
-                top_logp: top_logp.slice(),
-                trie: trie.slice(),
-                tree: tree.slice(),
-                stats: stats.slice(),
-                rows: rows.slice(),
-                parent: parent.slice(),
-                entry: entry.slice(),
-            };
             let p = Params {
                 prompts: prompts as u32,
                 nodes: nodes as u32,
-                slot_base: slot_base as u32,
+                slot_base: FIXTURE_SLOTS,
                 width: width as u32,
                 tokens_at: begin.len() as u32,
                 entries: entries as u32,
                 top: top as u32,
                 run: 1 - level,
             };
-            beam(h.stream(), on, p);
-            h.run()?;
-            for buffer in [&tree, &stats, &rows, &parent, &entry] {
-                h.read_u32(buffer)?;
-            }
+            beam(
+                h.stream(),
+                [top_edge.slice(), top_logp.slice(), at.trie.slice()],
+                at.slices(),
+                p,
+            );
+            at.run(h)?;
         }
     }
     Ok(())

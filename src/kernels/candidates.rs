@@ -11,7 +11,7 @@
 //!
 //! Floor: a scan of the tree per candidate; one invocation per prompt.
 
-use super::search::{NONE, RECORD, STATS, Trie, node, stat};
+use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -179,7 +179,6 @@ impl Selection<'_> {
 }
 
 fn twin(args: &Args) {
-    use super::search::header;
     let p: Params = args.params();
     let (nodes, levels, goal) = (p.nodes as usize, p.levels as usize, p.goal as usize);
     let (tree, stats, child_logp) = (args.u32(0), args.f32(1), args.f32(2));
@@ -243,7 +242,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (65, 2, 5, 9, 0, 1),
         (2, 3, 3, 4, 1, 0),
     ] {
-        let (begin, tokens, first_leaf) = super::expand::random_trie(h.draws(), levels, fanout, 50);
+        let (begin, tokens, first_leaf) = random_trie(h.draws(), levels, fanout, 50);
         let trie = h.u32("trie", &[begin.clone(), tokens].concat());
         let nodes = 1 + 4 * levels;
         let mut image = Vec::new();

@@ -13,7 +13,7 @@
 //! before it: children^2 comparisons, no barrier, no sorting network; codebooks have a few hundred codes.
 
 use super::math::{self, MASKED};
-use super::search::{NONE, STATS, Trie, stat};
+use super::search::{self, NONE, STATS, Trie, stat};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -201,39 +201,6 @@ fn twin(args: &Args) {
         });
 }
 
-/// A random trie of `levels` levels: `(child_begin, child_token, first_leaf)`, at most `fanout` children a node, tokens
-/// below `vocab`. The root has exactly `fanout`.
-pub(crate) fn random_trie(
-    draws: &mut crate::rng::Rng,
-    levels: usize,
-    fanout: usize,
-    vocab: usize,
-) -> (Vec<u32>, Vec<u32>, u32) {
-    let (mut begin, mut tokens) = (Vec::new(), Vec::new());
-    let (mut level, mut nodes) = (1, 1);
-    for depth in 0..levels {
-        let mut next = 0;
-        for _ in 0..level {
-            begin.push(tokens.len() as u32);
-            let count = if depth == 0 {
-                fanout
-            } else {
-                1 + draws.below(fanout)
-            };
-            let mut all: Vec<u32> = (0..vocab as u32).collect();
-            draws.shuffle(&mut all);
-            all.truncate(count);
-            all.sort();
-            tokens.extend(all);
-            next += count;
-        }
-        level = next;
-        nodes += next;
-    }
-    begin.extend(std::iter::repeat_n(tokens.len() as u32, level + 1));
-    (begin, tokens, (nodes - level) as u32)
-}
-
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (rows, vocab, fanout, top) in [
         (1, 5, 1, 1),
@@ -242,7 +209,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (7, 131, 130, 0),
     ] {
         for (renormalise, keep, valued) in [(0, 1, true), (1, 0, false)] {
-            let (begin, tokens, first_leaf) = random_trie(h.draws(), 2, fanout, vocab);
+            let (begin, tokens, first_leaf) = search::random_trie(h.draws(), 2, fanout, vocab);
             let trie = h.u32("trie", &[begin.clone(), tokens].concat());
             // Equal logits in places, so that ties are met; the last row is a leaf, the one before inactive.
             let values: Vec<f32> = (0..rows * vocab)

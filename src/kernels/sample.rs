@@ -7,7 +7,7 @@
 //!
 //! Floor: two logarithms per child and sample.
 
-use super::search::{Shape, Trie, each_prompt, header, node};
+use super::search::{FIXTURE_SLOTS, Fixture, SearchSlices, Shape, Trie, each_prompt, header, node};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
@@ -34,30 +34,9 @@ pub static SAMPLE: Kernel = Kernel {
     twin,
 };
 
-/// The buffers of [`sample`], in the kernel's order (see [`super::search`] for the last five).
-#[derive(Clone, Copy)]
-pub struct Sample {
-    pub child_logp: Slice,
-    pub trie: Slice,
-    pub tree: Slice,
-    pub stats: Slice,
-    pub rows: Slice,
-    pub parent: Slice,
-    pub entry: Slice,
-}
-
-/// Grows every sample by one token.
-pub fn sample(s: &mut Stream, on: Sample, p: Params) {
-    let slices = [
-        on.child_logp,
-        on.trie,
-        on.tree,
-        on.stats,
-        on.rows,
-        on.parent,
-        on.entry,
-    ];
-    s.push(&SAMPLE, &p, &slices, Grid(p.prompts));
+/// Grows every sample by one token. `inputs`: `child_logp`, `trie`.
+pub fn sample(s: &mut Stream, inputs: [Slice; 2], on: SearchSlices, p: Params) {
+    s.push(&SAMPLE, &p, &on.after(inputs), Grid(p.prompts));
 }
 
 fn twin(args: &Args) {
@@ -71,9 +50,7 @@ fn twin(args: &Args) {
         slot_base: p.slot_base,
         width: p.width,
     };
-    let (tree, stats) = (args.u32_mut(2), args.f32_mut(3));
-    let (rows, parent, entry) = (args.u32_mut(4), args.u32_mut(5), args.u32_mut(6));
-    each_prompt(shape, tree, stats, rows, parent, entry, |mut prompt| {
+    each_prompt(shape, args, 2, |mut prompt| {
         let frontier = *prompt.header(header::FRONTIER) as usize;
         let count = *prompt.header(header::COUNT) as usize;
         let draws = *prompt.header(header::DRAWS);
@@ -103,41 +80,18 @@ fn twin(args: &Args) {
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    use super::search::{RECORD, STATS, search_begin};
     for (prompts, fanout, width) in [(1, 1, 1), (3, 5, 4), (65, 7, 9), (2, 70, 130)] {
-        let (begin, tokens, _) = super::expand::random_trie(h.draws(), 2, fanout, 200);
-        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
         let nodes = 1 + 2 * width;
-        let slot_base = 10;
-        let spans: Vec<u32> = (0..prompts as u32)
-            .flat_map(|b| [3 * b, 3 * b + 2, b])
-            .collect();
-        let prompt = h.u32("prompt", &spans);
-        let tree = h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]);
-        let stats = h.random("stats", prompts * nodes * STATS);
-        let rows = h.u32("rows", &vec![5; prompts * width * RECORD]);
-        let parent = h.u32("parent", &vec![7; slot_base + prompts * nodes]);
-        let entry = h.u32("entry", &vec![9; prompts * width * 2]);
-        let [a, b, c, d] = [prompt.slice(), tree.slice(), stats.slice(), entry.slice()];
-        search_begin(h.stream(), a, b, c, d, prompts, nodes);
+        let at = Fixture::new(h, [2, fanout], [prompts, nodes, width])?;
         for level in 0..2 {
             let entries = if level == 0 { 1 } else { width };
             let child_logp = h.random("child_logp", prompts * entries * fanout);
-            let on = Sample {
-                child_logp: child_logp.slice(),
-                trie: trie.slice(),
-                tree: tree.slice(),
-                stats: stats.slice(),
-                rows: rows.slice(),
-                parent: parent.slice(),
-                entry: entry.slice(),
-            };
             let p = Params {
                 prompts: prompts as u32,
                 nodes: nodes as u32,
-                slot_base: slot_base as u32,
+                slot_base: FIXTURE_SLOTS,
                 width: width as u32,
-                tokens_at: begin.len() as u32,
+                tokens_at: at.child_begin.len() as u32,
                 entries: entries as u32,
                 fanout: fanout as u32,
                 run: 1 - level,
@@ -145,11 +99,13 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 step: 5,
                 sharpness: 0.5,
             };
-            sample(h.stream(), on, p);
-            h.run()?;
-            for buffer in [&tree, &stats, &rows, &parent, &entry] {
-                h.read_u32(buffer)?;
-            }
+            sample(
+                h.stream(),
+                [child_logp.slice(), at.trie.slice()],
+                at.slices(),
+                p,
+            );
+            at.run(h)?;
         }
     }
     Ok(())

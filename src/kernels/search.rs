@@ -22,7 +22,8 @@
 //! are the prompt's).
 
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
-use crate::kernels::harness::Harness;
+use crate::kernels::harness::{Harness, TestBuffer};
+use crate::rng::Rng;
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -166,19 +167,13 @@ pub(super) struct Shape {
     pub width: u32,
 }
 
-/// Runs `grow` for every prompt, on all threads.
-pub(super) fn each_prompt(
-    shape: Shape,
-    tree: &mut [u32],
-    stats: &mut [f32],
-    rows: &mut [u32],
-    parent: &mut [u32],
-    entry: &mut [u32],
-    grow: impl Fn(Prompt) + Sync,
-) {
+/// Runs `grow` for every prompt, on all threads. The bindings of [`SearchSlices`] begin at `first`.
+pub(super) fn each_prompt(shape: Shape, args: &Args, first: usize, grow: impl Fn(Prompt) + Sync) {
     use rayon::prelude::*;
     let (prompts, nodes) = (shape.prompts as usize, shape.nodes as usize);
     let (slot_base, width) = (shape.slot_base as usize, shape.width as usize);
+    let (tree, stats) = (args.u32_mut(first), args.f32_mut(first + 1));
+    let [rows, parent, entry] = [2, 3, 4].map(|i| args.u32_mut(first + i));
     (
         tree.par_chunks_mut((1 + nodes) * RECORD),
         stats.par_chunks_mut(nodes * STATS),
@@ -201,6 +196,26 @@ pub(super) fn each_prompt(
                 entry,
             });
         });
+}
+
+/// What the kernels that grow a search write, in the order they bind it.
+#[derive(Clone, Copy)]
+pub struct SearchSlices {
+    pub tree: Slice,
+    pub stats: Slice,
+    /// Rows of the next forward: u32 `[B * width, 8]`.
+    pub rows: Slice,
+    /// u32 `[slots]`: the slot of a node's parent, or NONE under the prompt.
+    pub parent: Slice,
+    pub entry: Slice,
+}
+
+impl SearchSlices {
+    /// All arguments of a kernel that binds `inputs` first.
+    pub(super) fn after<const N: usize>(self, inputs: [Slice; N]) -> Vec<Slice> {
+        let own = [self.tree, self.stats, self.rows, self.parent, self.entry];
+        inputs.into_iter().chain(own).collect()
+    }
 }
 
 params! { Params { prompts: u32, nodes: u32 } }
@@ -251,18 +266,120 @@ fn twin(args: &Args) {
     }
 }
 
-pub fn cases(h: &mut Harness) -> Result<()> {
-    for (prompts, nodes) in [(1, 1), (65, 3)] {
-        let prompt = h.random_below("prompt", 3 * prompts, 1000);
-        let tree = h.u32("tree", &vec![7; prompts * (1 + nodes) * RECORD]);
-        let stats = h.random("stats", prompts * nodes * STATS);
-        let entry = h.u32("entry", &vec![7; 2 * prompts]);
-        let (a, b, c, d) = (prompt.slice(), tree.slice(), stats.slice(), entry.slice());
-        search_begin(h.stream(), a, b, c, d, prompts, nodes);
+/// A random trie of `levels` levels: `(child_begin, child_token, first_leaf)`, at most `fanout` children a node, tokens
+/// below `vocab`. The root has exactly `fanout`.
+pub(super) fn random_trie(
+    draws: &mut Rng,
+    levels: usize,
+    fanout: usize,
+    vocab: usize,
+) -> (Vec<u32>, Vec<u32>, u32) {
+    let (mut begin, mut tokens) = (Vec::new(), Vec::new());
+    let (mut level, mut nodes) = (1, 1);
+    for depth in 0..levels {
+        let mut next = 0;
+        for _ in 0..level {
+            begin.push(tokens.len() as u32);
+            let count = if depth == 0 {
+                fanout
+            } else {
+                1 + draws.below(fanout)
+            };
+            let mut all: Vec<u32> = (0..vocab as u32).collect();
+            draws.shuffle(&mut all);
+            all.truncate(count);
+            all.sort();
+            tokens.extend(all);
+            next += count;
+        }
+        level = next;
+        nodes += next;
+    }
+    begin.extend(std::iter::repeat_n(tokens.len() as u32, level + 1));
+    (begin, tokens, (nodes - level) as u32)
+}
+
+/// The first slot of tree nodes in a [`Fixture`].
+pub(super) const FIXTURE_SLOTS: u32 = 10;
+
+/// Newly planted searches over a random trie, for the cases of the kernels that grow them.
+pub(super) struct Fixture {
+    pub child_begin: Vec<u32>,
+    pub trie: TestBuffer,
+    pub tree: TestBuffer,
+    pub stats: TestBuffer,
+    pub rows: TestBuffer,
+    pub parent: TestBuffer,
+    pub entry: TestBuffer,
+}
+
+impl Fixture {
+    /// Plants `prompts` roots in trees of `nodes` nodes; forwards run `width` rows per prompt.
+    pub fn new(
+        h: &mut Harness,
+        [levels, fanout]: [usize; 2],
+        [prompts, nodes, width]: [usize; 3],
+    ) -> Result<Self> {
+        let (child_begin, tokens, _) = random_trie(h.draws(), levels, fanout, 200);
+        let spans: Vec<u32> = (0..prompts as u32)
+            .flat_map(|b| [3 * b, 3 * b + 2, b])
+            .collect();
+        let prompt = h.u32("prompt", &spans);
+        let slots = FIXTURE_SLOTS as usize + prompts * nodes;
+        let fixture = Fixture {
+            trie: h.u32("trie", &[child_begin.clone(), tokens].concat()),
+            child_begin,
+            tree: h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]),
+            stats: h.random("stats", prompts * nodes * STATS),
+            rows: h.u32("rows", &vec![5; prompts * width * RECORD]),
+            parent: h.u32("parent", &vec![7; slots]),
+            entry: h.u32("entry", &vec![9; prompts * width * 2]),
+        };
+        let [tree, stats, entry] =
+            [&fixture.tree, &fixture.stats, &fixture.entry].map(|b| b.slice());
+        search_begin(
+            h.stream(),
+            prompt.slice(),
+            tree,
+            stats,
+            entry,
+            prompts,
+            nodes,
+        );
         h.run()?;
-        for buffer in [&tree, &stats, &entry] {
+        Ok(fixture)
+    }
+
+    pub fn slices(&self) -> SearchSlices {
+        SearchSlices {
+            tree: self.tree.slice(),
+            stats: self.stats.slice(),
+            rows: self.rows.slice(),
+            parent: self.parent.slice(),
+            entry: self.entry.slice(),
+        }
+    }
+
+    /// Runs what was recorded; checks the sentinels of everything a kernel may write.
+    pub fn run(&self, h: &mut Harness) -> Result<()> {
+        h.run()?;
+        for buffer in [
+            &self.tree,
+            &self.stats,
+            &self.rows,
+            &self.parent,
+            &self.entry,
+        ] {
             h.read_u32(buffer)?;
         }
+        Ok(())
+    }
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (prompts, nodes) in [(1, 1), (65, 3)] {
+        let fixture = Fixture::new(h, [1, 2], [prompts, nodes, 1])?;
+        fixture.run(h)?;
     }
     Ok(())
 }

@@ -10,9 +10,10 @@
 //! - A descent that ends at no expandable node counts a visit along its path; [`MAX_DEAD_ENDS`] of them end the round.
 //! - The budget is hard. Leaves cost nothing when they are not run; there may be at most `leaves` of them.
 //! - When what is left of the budget (or of the rounds) is only just enough to reach `goal` complete SIDs, the round
-//!   completes prefixes greedily instead: the deepest nodes with an unexpanded child, the child with the best log-prob.
-//!   What is needed is known from the trie alone: a run node at depth L - 1 makes all its leaves reachable, an unexpanded
-//!   child at depth d + 1 needs at most L - 1 - d forwards for one more SID.
+//!   completes prefixes greedily instead: of the deepest nodes with an unexpanded child, the child with the best
+//!   `V + eta logp` (V of its parent). What is needed is known from the trie alone. With R the last depth that is run (L,
+//!   or L - 1 when leaves are not), an unexpanded child of a node at depth d < R is at most R - d forwards from one more
+//!   SID; a run node at depth R is an SID, or has all its leaves within reach.
 //!
 //! Draws: word 0 of the generator at (key, step, document, `draws + c`), `draws` advancing by the number of children.
 //! `table`: f32 `[3, n]` by visits: `ceil(c N^a)`, `beta sqrt(ln(N + 1))`, `1 / sqrt(N + 1)` ([`table`]), so that integer
@@ -20,7 +21,10 @@
 //!
 //! Floor: nothing to speak of; a few hundred dependent steps per prompt, so one invocation per prompt and no barriers.
 
-use super::search::{NONE, Prompt, Shape, Trie, each_prompt, header, node, stat};
+use super::search::{
+    FIXTURE_SLOTS, Fixture, NONE, Prompt, SearchSlices, Shape, Trie, each_prompt, header, node,
+    stat,
+};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
@@ -34,12 +38,12 @@ pub const MAX_DEAD_ENDS: u32 = 16;
 const SLACK: f32 = 1e-6;
 
 params! {
-    /// `nodes` is M, `width` the selections of a round, `rounds_left` counts this one, `first` marks the round after the
+    /// `nodes` is M, `width` the selections of a round; levels up to `run_levels` are run; `rounds_left` counts this one, `first` marks the round after the
     /// first tree, `table` is the length of each of the three tables.
     Params {
         prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, fanout: u32, levels: u32,
-        budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, score_leaves: u32, table: u32,
-        key: u32, step: u32,
+        run_levels: u32, budget: u32, goal: u32, leaves: u32, rounds_left: u32, first: u32, table: u32,
+        key: u32, step: u32, eta: f32,
     }
 }
 
@@ -56,38 +60,10 @@ pub static VED_SELECT: Kernel = Kernel {
     twin,
 };
 
-/// The buffers of [`ved_select`], in the kernel's order (see [`super::search`] for the last five).
-#[derive(Clone, Copy)]
-pub struct VedSelect {
-    /// `[nodes, fanout]`
-    pub child_logp: Slice,
-    pub trie: Slice,
-    pub table: Slice,
-    pub tree: Slice,
-    pub stats: Slice,
-    pub rows: Slice,
-    pub parent: Slice,
-    pub entry: Slice,
-}
-
-/// Records one round.
-pub fn ved_select(s: &mut Stream, on: VedSelect, p: Params) {
-    let slices = [
-        on.child_logp,
-        on.trie,
-        on.table,
-        on.tree,
-        on.stats,
-        on.rows,
-        on.parent,
-        on.entry,
-    ];
-    s.push(
-        &VED_SELECT,
-        &p,
-        &slices,
-        Grid::cover(p.prompts as usize, 64),
-    );
+/// Records one round. `inputs`: `child_logp` (`[nodes, fanout]`), `trie`, `table`.
+pub fn ved_select(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
+    let grid = Grid::cover(p.prompts as usize, 64);
+    s.push(&VED_SELECT, &p, &on.after(inputs), grid);
 }
 
 /// The three tables of widening and exploration for `0 .. visits` visits.
@@ -110,7 +86,7 @@ struct Round<'a> {
     trie: Trie<'a>,
     table: &'a [f32],
     frontier: usize,
-    /// Unexpanded children of the nodes at each depth above the leaves' parents.
+    /// Unexpanded children of the nodes at each depth that cost a forward.
     open: [u32; MAX_LEVELS],
     /// Mean of G at each depth.
     mean: [f32; MAX_LEVELS],
@@ -165,21 +141,31 @@ impl Round<'_> {
         self.visit(node);
     }
 
+    /// Counts a node that is in the tree: its children are unexpanded or, past the last level that is run, within reach.
+    fn count_children(&mut self, node: usize) {
+        let depth = self.on.node(node, node::DEPTH);
+        self.leaves += (depth == self.p.levels) as u32;
+        if depth == self.p.run_levels {
+            // A leaf that was run is an SID itself.
+            self.reachable += self.legal(node).max(1);
+        } else if depth < self.p.run_levels {
+            self.open[depth as usize] += self.legal(node);
+        }
+    }
+
     fn survey(&mut self) {
         let (mut first, mut sum) = ([0.0f32; MAX_LEVELS], [0.0f32; MAX_LEVELS]);
         let mut members = [0u32; MAX_LEVELS];
         for node in 0..self.frontier {
             let depth = self.on.node(node, node::DEPTH);
+            self.count_children(node);
+            if depth < self.p.run_levels {
+                self.open[depth as usize] -= self.on.node(node, node::CHILDREN);
+            }
             if depth == self.p.levels {
-                self.leaves += 1;
                 continue;
             }
             let d = depth as usize;
-            if depth + 1 == self.p.levels {
-                self.reachable += self.legal(node);
-            } else {
-                self.open[d] += self.legal(node) - self.on.node(node, node::CHILDREN);
-            }
             // Relative to the first, so that the mean of equal scores is that score.
             let g = self.on.stat(node, stat::SCORE);
             if members[d] == 0 {
@@ -197,20 +183,29 @@ impl Round<'_> {
     fn reserve(&self) -> u32 {
         let mut need = self.p.goal.saturating_sub(self.reachable);
         let mut total = 0;
-        for depth in (1..self.p.levels).rev() {
-            let some = need.min(self.open[depth as usize - 1]);
-            total += some * (self.p.levels - depth);
+        for depth in (0..self.p.run_levels).rev() {
+            let some = need.min(self.open[depth as usize]);
+            total += some * (self.p.run_levels - depth);
             need -= some;
         }
-        total + need * (self.p.levels - 1)
+        total + need * self.p.run_levels
     }
 
-    /// Whether what is left of budget and rounds is needed to reach `goal` SIDs.
-    fn completing(&mut self) -> bool {
+    /// The child to complete when what is left of the budget or of the rounds is needed for `goal` SIDs. `Err` when
+    /// the rest of the round must be left unspent for it.
+    fn complete(&mut self) -> std::result::Result<Option<(usize, u32)>, ()> {
         let kept = self.reserve();
         let left = self.p.budget - *self.on.header(header::COST);
-        let rounds = kept.div_ceil(self.p.width) + self.p.levels;
-        kept > 0 && (left <= kept || self.p.rounds_left + 2 <= rounds)
+        let late = self.p.rounds_left + 1 <= kept.div_ceil(self.p.width) + self.p.run_levels;
+        if kept == 0 || (left > kept && !late) {
+            return Ok(None);
+        }
+        let open = self.best_open();
+        if open.is_none() && left <= kept {
+            Err(())
+        } else {
+            Ok(open)
+        }
     }
 
     fn is_taken(&self, node: usize, edge: u32) -> bool {
@@ -224,26 +219,28 @@ impl Round<'_> {
         false
     }
 
-    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best log-prob. (node, edge).
+    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best V + eta logp.
+    /// `None` when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
     fn best_open(&self) -> Option<(usize, u32)> {
         let (mut chosen, mut deepest, mut best) = (None, 0, 0.0);
         for node in 0..self.frontier {
             let depth = self.on.node(node, node::DEPTH);
             let full = self.on.node(node, node::CHILDREN) == self.legal(node);
-            if depth + 1 >= self.p.levels || depth < deepest || full {
+            if depth >= self.p.run_levels || depth < deepest || full {
                 continue;
             }
-            let prefix = self.on.stat(node, stat::CUMULATIVE);
+            let value = self.on.stat(node, stat::VALUE);
             let edges = self.trie.edges(self.on.node(node, node::TRIE));
             for (&logp, edge) in self.logps(node).iter().zip(edges) {
-                let score = prefix + logp;
+                let score = value + self.p.eta * logp;
                 let better = chosen.is_none() || depth > deepest || score > best;
                 if better && !self.is_taken(node, edge) {
                     (chosen, deepest, best) = (Some((node, edge)), depth, score);
                 }
             }
         }
-        chosen
+        let deeper = self.open.iter().skip(deepest as usize + 1).sum::<u32>();
+        chosen.filter(|_| self.reachable + deeper < self.p.goal)
     }
 
     fn is_expandable(&self, node: usize) -> bool {
@@ -314,16 +311,10 @@ impl Round<'_> {
         *self.on.header(header::COUNT) += 1;
         self.on.make(new, under, edge, logp);
         self.link(new);
+        self.count_children(new);
         let depth = self.on.node(new, node::DEPTH);
-        if depth == self.p.levels {
-            self.leaves += 1;
-            return new;
-        }
-        self.open[depth as usize - 1] -= 1;
-        if depth + 1 == self.p.levels {
-            self.reachable += self.legal(new);
-        } else {
-            self.open[depth as usize] += self.legal(new);
+        if depth <= self.p.run_levels {
+            self.open[depth as usize - 1] -= 1;
         }
         new
     }
@@ -341,18 +332,21 @@ impl Round<'_> {
             && *self.on.header(header::COUNT) < self.p.nodes
             && !self.is_closed(0)
         {
-            let (under, edge) = if self.completing() {
-                let Some(open) = self.best_open() else { break };
-                open
-            } else {
-                let Some(under) = self.select() else {
-                    dead_ends += 1;
-                    continue;
-                };
-                (under, self.draw(under))
+            let Ok(completion) = self.complete() else {
+                break;
+            };
+            let (under, edge) = match completion {
+                Some(open) => open,
+                None => match self.select() {
+                    Some(under) => (under, self.draw(under)),
+                    None => {
+                        dead_ends += 1;
+                        continue;
+                    }
+                },
             };
             let new = self.attach(under, edge);
-            if self.on.node(new, node::DEPTH) < self.p.levels || self.p.score_leaves != 0 {
+            if self.on.node(new, node::DEPTH) <= self.p.run_levels {
                 self.on.run(row, new, self.trie.token(edge));
                 *self.on.header(header::COST) += 1;
                 row += 1;
@@ -372,9 +366,7 @@ fn twin(args: &Args) {
         slot_base: p.slot_base,
         width: p.width,
     };
-    let (tree, stats) = (args.u32_mut(3), args.f32_mut(4));
-    let (rows, parent, entry) = (args.u32_mut(5), args.u32_mut(6), args.u32_mut(7));
-    each_prompt(shape, tree, stats, rows, parent, entry, |mut on| {
+    each_prompt(shape, args, 3, |mut on| {
         Round {
             p,
             frontier: *on.header(header::COUNT) as usize,
@@ -391,9 +383,9 @@ fn twin(args: &Args) {
     });
 }
 
-/// Several rounds from bare roots, with scores and log-probs that are random instead of a model's.
+/// Whole searches from bare roots; the model's logits and values are random.
 pub fn cases(h: &mut Harness) -> Result<()> {
-    use super::search::{RECORD, STATS, search_begin};
+    use super::expand::{self, Expand, expand};
     for (prompts, levels, fanout, width, score_leaves) in [
         (1, 1, 1, 1, 1),
         (2, 3, 5, 4, 1),
@@ -401,42 +393,50 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (3, 4, 3, 2, 0),
         (2, 2, 67, 5, 1),
     ] {
-        let (begin, tokens, _) = super::expand::random_trie(h.draws(), levels, fanout, 100);
-        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
-        let (budget, rounds, leaves, slot_base) = (24, 8, 6, 10);
+        let (budget, rounds, leaves, vocab) = (24, 8, 6, 200);
         let nodes = budget + if score_leaves == 1 { 0 } else { leaves };
-        let spans: Vec<u32> = (0..prompts as u32)
-            .flat_map(|b| [3 * b, 3 * b + 2, b])
-            .collect();
-        let prompt = h.u32("prompt", &spans);
-        let tree = h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]);
-        let stats = h.random("stats", prompts * nodes * STATS);
-        let rows = h.u32("rows", &vec![5; prompts * width * RECORD]);
-        let parent = h.u32("parent", &vec![7; slot_base + prompts * nodes]);
-        let entry = h.u32("entry", &vec![9; prompts * width.max(1) * 2]);
+        let at = Fixture::new(h, [levels, fanout], [prompts, nodes, width])?;
+        let tokens_at = at.child_begin.len() as u32;
         let child_logp = h.random("child_logp", prompts * nodes * fanout);
-        let tables = h.f32("table", &table(40, 1.0, 2.0, 0.5));
-        let [a, b, c, d] = [prompt.slice(), tree.slice(), stats.slice(), entry.slice()];
-        search_begin(h.stream(), a, b, c, d, prompts, nodes);
-        for round in 0..rounds {
-            let on = VedSelect {
+        let table = h.f32("table", &table(40, 1.0, 2.0, 0.5));
+        let unused = [h.u32("top_edge", &[0]), h.random("top_logp", 1)];
+        let score = |h: &mut Harness, rows: usize| {
+            let (logits, value) = (h.random("logits", rows * vocab), h.random("value", rows));
+            let on = Expand {
+                logits: logits.slice(),
+                value: Some(value.slice()),
+                entry: at.entry.slice(),
+                trie: at.trie.slice(),
                 child_logp: child_logp.slice(),
-                trie: trie.slice(),
-                table: tables.slice(),
-                tree: tree.slice(),
-                stats: stats.slice(),
-                rows: rows.slice(),
-                parent: parent.slice(),
-                entry: entry.slice(),
+                stats: at.stats.slice(),
+                top_edge: unused[0].slice(),
+                top_logp: unused[1].slice(),
             };
+            let p = expand::Params {
+                rows: rows as u32,
+                vocab: vocab as u32,
+                fanout: fanout as u32,
+                tokens_at,
+                top: 0,
+                keep: 1,
+                renormalise: 0,
+                valued: 0,
+                lambda: 0.1,
+            };
+            expand(h.stream(), on, p);
+            at.run(h)
+        };
+        score(h, prompts)?;
+        for round in 0..rounds {
             let p = Params {
                 prompts: prompts as u32,
                 nodes: nodes as u32,
-                slot_base: slot_base as u32,
+                slot_base: FIXTURE_SLOTS,
                 width: width as u32,
-                tokens_at: begin.len() as u32,
+                tokens_at,
                 fanout: fanout as u32,
                 levels: levels as u32,
+                run_levels: levels as u32 + score_leaves - 1,
                 budget: budget as u32,
                 goal: 9,
                 leaves: if score_leaves == 1 {
@@ -446,16 +446,15 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 },
                 rounds_left: rounds - round,
                 first: (round == 0) as u32,
-                score_leaves,
                 table: 40,
                 key: 77,
                 step: 5,
+                eta: 0.1,
             };
-            ved_select(h.stream(), on, p);
-            h.run()?;
-            for buffer in [&tree, &stats, &rows, &parent, &entry] {
-                h.read_u32(buffer)?;
-            }
+            let inputs = [child_logp.slice(), at.trie.slice(), table.slice()];
+            ved_select(h.stream(), inputs, at.slices(), p);
+            at.run(h)?;
+            score(h, prompts * width)?;
         }
     }
     Ok(())

@@ -1,0 +1,426 @@
+//! A decoder's buffers, the prefill every method starts with, and the read-back every method ends with.
+
+use super::{
+    Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prompt, TrieBuffers,
+};
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
+use crate::kernels::expand::{self, Expand, expand};
+use crate::kernels::gather::gather_rows;
+use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
+use crate::kernels::ved_select;
+use crate::rng;
+use anyhow::{Result, ensure};
+use std::sync::Arc;
+
+/// Logits are computed for at most so many words at a time (64 MiB), or for [`ALIGN_WORDS`] rows if that is more.
+const LOGIT_WORDS: usize = 1 << 24;
+
+/// Search state and scratch of one decode method on one device.
+pub struct Decoder {
+    pub(super) device: DeviceRef,
+    pub(super) trie: Arc<TrieBuffers>,
+    pub(super) config: DecodeConfig,
+    pub(super) plan: Plan,
+    pub(super) buffers: Buffers,
+    capacity: Capacity,
+    /// Prompts of the last decode.
+    prompts: usize,
+}
+
+/// See [`crate::kernels::search`] for the layouts.
+pub(super) struct Buffers {
+    prompt_rows: Buffer,
+    /// Cache slots and document of each prompt.
+    prompt_spans: Buffer,
+    /// Row of each prompt's last token.
+    prompt_ends: Buffer,
+    tree: Buffer,
+    stats: Buffer,
+    rows: Buffer,
+    parent: Buffer,
+    entry: Buffer,
+    hidden: Buffer,
+    value: Buffer,
+    end_hidden: Buffer,
+    end_value: Buffer,
+    logits: Buffer,
+    pub child_logp: Buffer,
+    pub top_edge: Buffer,
+    pub top_logp: Buffer,
+    /// VED's tables of widening and exploration.
+    pub table: Buffer,
+    picked: Buffer,
+    scores: Buffer,
+}
+
+impl Buffers {
+    pub fn search(&self) -> SearchSlices {
+        SearchSlices {
+            tree: self.tree.all(),
+            stats: self.stats.all(),
+            rows: self.rows.all(),
+            parent: self.parent.all(),
+            entry: self.entry.all(),
+        }
+    }
+}
+
+/// Rows whose children [`Decoder::expand`] scores.
+pub(super) struct Batch {
+    pub hidden: Slice,
+    pub value: Slice,
+    pub rows: usize,
+    /// Best children wanted per row.
+    pub top: usize,
+    /// Leaves have no children, so their logits are not computed.
+    pub leaves: bool,
+}
+
+impl Decoder {
+    /// Allocates everything decodes of up to `capacity` need. `vocab` and `hidden` are the model's.
+    ///
+    /// # Errors
+    /// A configuration that cannot work (see [`Plan::new`]), or no room on the device.
+    pub fn new(
+        device: &DeviceRef,
+        trie: Arc<TrieBuffers>,
+        [vocab, hidden]: [usize; 2],
+        capacity: Capacity,
+        config: DecodeConfig,
+    ) -> Result<Decoder> {
+        let plan = Plan::new(&config.method, trie.level_sizes())?;
+        let prompts = capacity.prompts;
+        let (levels, goal) = (trie.levels(), plan.goal);
+        let rows = prompts * plan.rows();
+        let nodes = prompts * plan.nodes;
+        let slots = capacity.tokens + nodes;
+        let (logp_rows, table) = match &config.method {
+            Method::Ved(v) => {
+                let [beta, c, a] = [v.beta, v.widen_c, v.widen_a].map(f64::from);
+                (nodes, ved_select::table(plan.visits(), beta, c, a))
+            }
+            _ => (rows, vec![0.0]),
+        };
+        let new = |label: &str, words: usize| Buffer::new(device, label, words);
+        let forward_rows = rows.max(capacity.tokens);
+        let tops = rows
+            * trie
+                .fanout()
+                .min(plan.widths.iter().copied().max().unwrap_or(1));
+        let buffers = Buffers {
+            prompt_rows: new("prompt rows", capacity.tokens * RECORD)?,
+            prompt_spans: new("prompt spans", 3 * prompts)?,
+            prompt_ends: new("prompt ends", prompts)?,
+            tree: new("search tree", (prompts + nodes) * RECORD)?,
+            stats: new("search stats", nodes * STATS)?,
+            rows: new("search rows", rows * RECORD)?,
+            parent: new("parent slots", slots)?,
+            entry: new("search entries", 2 * rows.max(prompts))?,
+            hidden: new("decoder hidden states", forward_rows * hidden)?,
+            value: new("decoder values", forward_rows)?,
+            end_hidden: new("prompt end states", prompts * hidden)?,
+            end_value: new("prompt end values", prompts)?,
+            logits: new("decoder logits", rows.min(chunk_rows(vocab)).max(1) * vocab)?,
+            child_logp: new("child log-probs", logp_rows.max(prompts) * trie.fanout())?,
+            top_edge: new("best children", tops)?,
+            top_logp: new("best children's log-probs", tops)?,
+            table: Buffer::with_f32(device, "VED tables", &table)?,
+            picked: new("candidates", prompts * picked_words(levels, goal))?,
+            scores: new("candidate scores", prompts * goal * (2 + levels))?,
+        };
+        Ok(Decoder {
+            device: device.clone(),
+            trie,
+            config,
+            plan,
+            buffers,
+            capacity,
+            prompts: 0,
+        })
+    }
+
+    /// Slots of the key/value cache a model needs for this decoder: the prompts', then M per prompt for tree nodes.
+    pub fn slots(&self) -> usize {
+        self.buffers.parent.len()
+    }
+
+    /// Widths, rounds, budget.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Records a decode of `prompts`. `step` numbers it in draws. Prompts are uploaded now: run the stream before the next
+    /// call.
+    ///
+    /// # Errors
+    /// No prompts, an empty prompt, or more than the capacity.
+    pub fn decode(
+        &mut self,
+        s: &mut Stream,
+        model: &dyn DecodeModel,
+        prompts: &[Prompt],
+        step: u32,
+    ) -> Result<()> {
+        self.upload(prompts)?;
+        self.prefill(s, model, prompts.iter().map(|p| p.tokens.len()).sum());
+        self.levels(s, model, step);
+        if let Method::Ved(ved) = &self.config.method {
+            self.rounds(s, model, ved, step);
+        }
+        self.select(s);
+        Ok(())
+    }
+
+    /// Waits for the last decode and returns what it found for each prompt, in order.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn read(&self) -> Result<Vec<Decoded>> {
+        let (levels, goal) = (self.trie.levels(), self.plan.goal);
+        let (words, floats) = (picked_words(levels, goal), goal * (2 + levels));
+        let slices = [
+            self.buffers.picked.first(self.prompts * words),
+            self.buffers.scores.first(self.prompts * floats),
+        ];
+        let read = self.device.read(&slices)?;
+        let scores: &[f32] = bytemuck::cast_slice(&read[1]);
+        let decoded = read[0].chunks_exact(words).zip(scores.chunks_exact(floats));
+        Ok(decoded.map(|(p, s)| Decoded::parse(p, s, levels)).collect())
+    }
+
+    pub(super) fn prompts(&self) -> usize {
+        self.prompts
+    }
+
+    /// The first slot of tree nodes.
+    pub(super) fn slot_base(&self) -> u32 {
+        self.capacity.tokens as u32
+    }
+
+    pub(super) fn key(&self) -> u32 {
+        rng::key(self.config.seed, rng::Stream::Decode)
+    }
+
+    pub(super) fn is_valued(&self) -> bool {
+        matches!(self.config.method, Method::Ved(_))
+    }
+
+    fn upload(&mut self, prompts: &[Prompt]) -> Result<()> {
+        let tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
+        ensure!(
+            !prompts.is_empty()
+                && prompts.len() <= self.capacity.prompts
+                && tokens <= self.capacity.tokens,
+            "cannot decode {} prompts of {tokens} tokens: this decoder holds 1 to {} prompts of {} tokens together",
+            prompts.len(),
+            self.capacity.prompts,
+            self.capacity.tokens
+        );
+        let (mut rows, mut spans, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for prompt in prompts {
+            ensure!(
+                !prompt.tokens.is_empty(),
+                "prompt {} is empty: give it at least one token",
+                prompt.document
+            );
+            let begin = rows.len() as u32;
+            let end = begin + prompt.tokens.len() as u32;
+            for (position, &token) in (0u32..).zip(prompt.tokens) {
+                let slot = begin + position;
+                let seen = if self.config.full_prompt {
+                    end
+                } else {
+                    slot + 1
+                };
+                rows.push([token, position, begin, seen, slot, u32::MAX, 0, 0]);
+            }
+            spans.push([begin, end, prompt.document]);
+            ends.push(end - 1);
+        }
+        self.buffers.prompt_rows.write_u32(rows.as_flattened())?;
+        self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
+        self.buffers.prompt_ends.write_u32(&ends)?;
+        self.prompts = prompts.len();
+        Ok(())
+    }
+
+    /// Runs the prompts, plants a root at each one's end and scores its children.
+    fn prefill(&self, s: &mut Stream, model: &dyn DecodeModel, tokens: usize) {
+        let (on, prompts) = (&self.buffers, self.prompts);
+        let width = model.hidden();
+        let value = on.value.first(tokens);
+        let hidden = on.hidden.first(tokens * width);
+        let rows = on.prompt_rows.first(tokens * RECORD);
+        let wanted = self.is_valued().then_some(value);
+        model.forward(s, rows, tokens, on.parent.all(), hidden, wanted);
+        let ends = on.prompt_ends.first(prompts);
+        let end_hidden = on.end_hidden.first(prompts * width);
+        gather_rows(s, hidden, ends, end_hidden, prompts, width);
+        if self.is_valued() {
+            gather_rows(s, value, ends, on.end_value.first(prompts), prompts, 1);
+        }
+        let spans = on.prompt_spans.first(3 * prompts);
+        let (tree, stats, entry) = (on.tree.all(), on.stats.all(), on.entry.all());
+        search_begin(s, spans, tree, stats, entry, prompts, self.plan.nodes);
+        let batch = Batch {
+            hidden: end_hidden,
+            value: on.end_value.first(prompts),
+            rows: prompts,
+            top: self.top(0),
+            leaves: false,
+        };
+        self.expand(s, model, batch);
+    }
+
+    /// Best children wanted of each node at `depth`, whose children are the level below.
+    pub(super) fn top(&self, depth: usize) -> usize {
+        match self.config.method {
+            Method::Sample { .. } => 0,
+            _ => self.plan.widths[depth].min(self.trie.fanout()),
+        }
+    }
+
+    /// Runs the first `n` rows the search wrote and scores their children.
+    pub(super) fn run_rows(
+        &self,
+        s: &mut Stream,
+        model: &dyn DecodeModel,
+        n: usize,
+        top: usize,
+        leaves: bool,
+    ) {
+        let on = &self.buffers;
+        let hidden = on.hidden.first(n * model.hidden());
+        let value = on.value.first(n);
+        let wanted = self.is_valued().then_some(value);
+        let rows = on.rows.first(n * RECORD);
+        model.forward(s, rows, n, on.parent.all(), hidden, wanted);
+        let batch = Batch {
+            hidden,
+            value,
+            rows: n,
+            top,
+            leaves,
+        };
+        self.expand(s, model, batch);
+    }
+
+    /// Scores the children of the entries' nodes, as many rows at a time as logits have room.
+    fn expand(&self, s: &mut Stream, model: &dyn DecodeModel, batch: Batch) {
+        let (on, width, vocab) = (&self.buffers, model.hidden(), model.vocab());
+        let (fanout, top) = (self.trie.fanout(), batch.top);
+        let keep = self.is_valued();
+        let lambda = match &self.config.method {
+            Method::Ved(ved) => ved.lambda,
+            _ => 0.0,
+        };
+        let chunk = if batch.leaves {
+            batch.rows
+        } else {
+            chunk_rows(vocab)
+        };
+        for from in (0..batch.rows).step_by(chunk) {
+            let rows = chunk.min(batch.rows - from);
+            let mut logits = on.logits.all();
+            if !batch.leaves {
+                logits = logits.first(rows * vocab);
+                model.logits(
+                    s,
+                    batch.hidden.part(from * width, rows * width),
+                    rows,
+                    logits,
+                );
+            }
+            let part = |buffer: &Buffer, width: usize| {
+                if width == 0 {
+                    buffer.all()
+                } else {
+                    buffer.slice(from * width, rows * width)
+                }
+            };
+            let slices = Expand {
+                logits,
+                value: keep.then(|| batch.value.part(from, rows)),
+                entry: part(&on.entry, 2),
+                trie: self.trie.words(),
+                child_logp: part(&on.child_logp, if keep { 0 } else { fanout }),
+                stats: on.stats.all(),
+                top_edge: part(&on.top_edge, top),
+                top_logp: part(&on.top_logp, top),
+            };
+            let params = expand::Params {
+                rows: rows as u32,
+                vocab: vocab as u32,
+                fanout: fanout as u32,
+                tokens_at: self.trie.tokens_at(),
+                top: top as u32,
+                keep: keep as u32,
+                renormalise: self.config.renormalise as u32,
+                valued: 0,
+                lambda,
+            };
+            expand(s, slices, params);
+        }
+    }
+
+    fn select(&self, s: &mut Stream) {
+        let on = &self.buffers;
+        let (eta, score_leaves) = match &self.config.method {
+            Method::Ved(ved) => (ved.eta, ved.score_leaves),
+            _ => (0.0, false),
+        };
+        let slices = candidates::Candidates {
+            tree: on.tree.all(),
+            stats: on.stats.all(),
+            child_logp: on.child_logp.all(),
+            trie: self.trie.words(),
+            picked: on.picked.all(),
+            scores: on.scores.all(),
+        };
+        let params = candidates::Params {
+            prompts: self.prompts as u32,
+            nodes: self.plan.nodes as u32,
+            levels: self.trie.levels() as u32,
+            tokens_at: self.trie.tokens_at(),
+            fanout: self.trie.fanout() as u32,
+            first_leaf: self.trie.first_leaf(),
+            goal: self.plan.goal as u32,
+            ordered: !self.is_valued() as u32,
+            score_leaves: score_leaves as u32,
+            eta,
+        };
+        candidates(s, slices, params);
+    }
+}
+
+impl Decoded {
+    /// From one prompt's words of `picked` and `scores` (see [`crate::kernels::candidates`]).
+    fn parse(picked: &[u32], scores: &[f32], levels: usize) -> Decoded {
+        let (summary, list) = picked.split_at(SUMMARY + levels + 1);
+        let candidates = list
+            .chunks_exact(1 + levels)
+            .zip(scores.chunks_exact(2 + levels))
+            .take(summary[0] as usize)
+            .map(|(words, floats)| Candidate {
+                sid: words[0],
+                tokens: words[1..].to_vec(),
+                logp: floats[0],
+                value: floats[1],
+                level_logp: floats[2..].to_vec(),
+            })
+            .collect();
+        Decoded {
+            candidates,
+            searched: summary[1] as usize,
+            cost: summary[2] as usize,
+            dead_ends: summary[3] as usize,
+            nodes_per_depth: summary[SUMMARY..].iter().map(|&n| n as usize).collect(),
+        }
+    }
+}
+
+/// Rows whose logits fit [`LOGIT_WORDS`]; a multiple of [`ALIGN_WORDS`], so that every part of a buffer is aligned.
+fn chunk_rows(vocab: usize) -> usize {
+    (LOGIT_WORDS / vocab / ALIGN_WORDS).max(1) * ALIGN_WORDS
+}
