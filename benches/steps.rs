@@ -4,9 +4,10 @@
 //! The shapes are those of a PyTorch script users compare with: 4 layers, 4 heads, feed-forward 8/3 d, vocabulary 1,028,
 //! 32 documents of 36 tokens.
 
+use std::time::Instant;
+use vstar::device::DeviceRef;
 use vstar::device::choose::{self, DeviceChoice};
 use vstar::device::gpu::GpuOptions;
-use vstar::device::DeviceRef;
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Capacity, Engine, Targets};
 use vstar::learn::sft::Trainer;
@@ -14,7 +15,6 @@ use vstar::model::checkpoint::Init;
 use vstar::model::optimiser::Update;
 use vstar::model::{Architecture, Family, Model};
 use vstar::rng::{Rng, Stream};
-use std::time::Instant;
 
 const DOCUMENTS: usize = 32;
 const TOKENS: usize = 36;
@@ -74,9 +74,13 @@ fn sft(device: &DeviceRef, hidden: usize) -> f64 {
     };
     let mut rng = Rng::new(1, Stream::Test, 0, 0);
     let documents: Vec<Vec<u32>> = (0..DOCUMENTS)
-        .map(|_| (0..TOKENS).map(|_| 2 + rng.below(VOCAB - 2) as u32).collect())
+        .map(|_| {
+            (0..TOKENS)
+                .map(|_| 2 + rng.below(VOCAB - 2) as u32)
+                .collect()
+        })
         .collect();
-    let pack = |documents: &Vec<Vec<u32>>, forest: &mut Forest, targets: &mut Targets, _: &mut Vec<u32>| {
+    let pack = |documents: &Vec<Vec<u32>>, forest: &mut Forest, targets: &mut Targets| {
         for document in documents {
             let first = forest.len() as u32;
             forest.push_prompt(document, PromptAttention::Causal);
@@ -92,7 +96,10 @@ fn sft(device: &DeviceRef, hidden: usize) -> f64 {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
     let mut choice = DeviceChoice {
         device: "cpu".into(),
         ..Default::default()

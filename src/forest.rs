@@ -109,12 +109,7 @@ impl Forest {
 
     /// Packs a document; returns the row of each node, in the order given. A parent must come before its children;
     /// children keep their order. The prompt holds at least one token.
-    pub fn push(
-        &mut self,
-        prompt: &[u32],
-        nodes: &[Node],
-        attention: PromptAttention,
-    ) -> Vec<u32> {
+    pub fn push(&mut self, prompt: &[u32], nodes: &[Node], attention: PromptAttention) -> Vec<u32> {
         assert!(
             !prompt.is_empty(),
             "a document's prompt holds at least one token"
@@ -271,11 +266,26 @@ mod tests {
         forest.push_prompt(&[9, 9], PromptAttention::Causal);
         // a(b(d), c), e given breadth-first.
         let nodes = [
-            Node { token: 1, parent: NONE },
-            Node { token: 5, parent: NONE },
-            Node { token: 2, parent: 0 },
-            Node { token: 3, parent: 0 },
-            Node { token: 4, parent: 2 },
+            Node {
+                token: 1,
+                parent: NONE,
+            },
+            Node {
+                token: 5,
+                parent: NONE,
+            },
+            Node {
+                token: 2,
+                parent: 0,
+            },
+            Node {
+                token: 3,
+                parent: 0,
+            },
+            Node {
+                token: 4,
+                parent: 2,
+            },
         ];
         let rows = forest.push(&[7, 8, 9], &nodes, PromptAttention::Causal);
         assert_eq!(rows, [5, 9, 6, 8, 7]);
@@ -284,7 +294,14 @@ mod tests {
         let positions: Vec<u32> = forest.rows[2..].iter().map(|r| r.position).collect();
         assert_eq!(positions, [0, 1, 2, 3, 4, 5, 4, 3]);
         assert_eq!(ancestors(&forest, 7), [7, 6, 5]);
-        assert_eq!(forest.documents[1], Span { begin: 2, prompt: 3, end: 10 });
+        assert_eq!(
+            forest.documents[1],
+            Span {
+                begin: 2,
+                prompt: 3,
+                end: 10
+            }
+        );
         assert_eq!(forest.documents[1].root(), 4);
     }
 

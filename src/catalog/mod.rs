@@ -230,6 +230,16 @@ impl Catalog {
         &self.sid_tokens[sid as usize * self.levels()..][..self.levels()]
     }
 
+    /// The prompt of a history: `<bos>` and the items' SIDs, oldest first.
+    pub fn prompt(&self, items: &[u32]) -> Vec<u32> {
+        let mut tokens = Vec::with_capacity(1 + items.len() * self.levels());
+        tokens.push(BOS);
+        for &item in items {
+            tokens.extend_from_slice(self.sid_tokens(self.item_sid(item)));
+        }
+        tokens
+    }
+
     /// The SID spelled by `tokens`, or `None` if they are not exactly a legal SID.
     pub fn sid_of_tokens(&self, tokens: &[u32]) -> Option<u32> {
         self.trie.sid_of(self.trie.walk(tokens)?)

@@ -1,13 +1,18 @@
 //! `vstar train`: from interactions to a trained and compared recommender.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::DeviceArgs;
 use crate::config::Config;
-use crate::run::RunFolder;
+use crate::device::choose;
+use crate::learn::context::Context as Run;
+use crate::learn::job;
+use crate::run::{Progress, RunFolder, State};
 
 /// Train a recommender, from data to the final table
 ///
@@ -57,6 +62,9 @@ pub struct Args {
     overrides: Vec<String>,
 }
 
+/// Settings of the built-in shop.
+const SHOP: &str = include_str!("../../assets/shop.toml");
+
 /// The parts of the job that can be done alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Stages {
@@ -72,8 +80,8 @@ pub enum Stages {
 }
 
 impl Args {
-    /// The resolved configuration: that of the run to go on with, or of the --config file, under
-    /// the options and then the settings given as arguments.
+    /// The resolved configuration: that of the run to go on with, of the --config file, or of the
+    /// built-in shop, under the options and then the settings given as arguments.
     fn resolve(&self) -> Result<Config> {
         let run = self.resume.as_deref().map(RunFolder::open).transpose()?;
         let resumed = run.map(|run| run.config_path());
@@ -85,7 +93,12 @@ impl Args {
             overrides.push(format!("seed={seed}"));
         }
         overrides.extend_from_slice(&self.overrides);
-        Config::load(resumed.as_deref().or(self.config.as_deref()), &overrides)
+        match resumed.as_deref().or(self.config.as_deref()) {
+            Some(file) => Config::load(Some(file), &overrides),
+            // The built-in shop comes with the settings made for it.
+            None if self.data.is_none() => Config::load_text("assets/shop.toml", SHOP, &overrides),
+            None => Config::load(None, &overrides),
+        }
     }
 }
 
@@ -101,6 +114,64 @@ fn absolute(path: &Path) -> Result<String> {
 
 /// Trains.
 pub fn run(args: Args) -> Result<()> {
-    args.resolve()?;
-    bail!("train is not built yet")
+    let config = args.resolve()?;
+    let data = super::load_data(&config)?;
+    let device = args.device.open()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "device  {}",
+        choose::explain(&args.device.choice(), device.info())
+    )?;
+    writeln!(
+        out,
+        "data    {}: {} users, {} items, {} training sequences, {} test users, {}",
+        data.name,
+        data.users.len(),
+        data.catalog.items(),
+        data.train.len(),
+        data.test.len(),
+        data.protocol
+    )?;
+    for warning in &data.warnings {
+        writeln!(out, "warning {warning}")?;
+    }
+    let (folder, resumed) = match &args.resume {
+        Some(root) => {
+            let folder = RunFolder::open(root)?;
+            let latest = folder.checkpoints(config.run.keep_checkpoints)?.latest()?;
+            (folder, latest)
+        }
+        None => {
+            let root = args
+                .out
+                .clone()
+                .unwrap_or_else(|| RunFolder::default_path(&data.name));
+            (RunFolder::create(&root, &config)?, None)
+        }
+    };
+    writeln!(out, "run     {}", folder.root().display())?;
+    out.flush()?;
+    let state = resumed.as_deref().map(State::load).transpose()?;
+    let context = Run {
+        config: &config,
+        data: &data,
+        checkpoints: folder.checkpoints(config.run.keep_checkpoints)?,
+        metrics: folder.metrics(state.as_ref())?,
+        folder: &folder,
+        progress: Progress::new(),
+        started: Instant::now(),
+        elapsed_before: 0.0,
+    };
+    let stages = match args.stage {
+        Stages::All => [true, true, true],
+        Stages::Sft => [true, false, false],
+        Stages::Rl => [false, true, false],
+        Stages::Eval => [false, false, true],
+    };
+    let [sft, rl, eval] = stages;
+    let table = job::run(&device, context, job::Stages { sft, rl, eval }, resumed)?;
+    write!(out, "{table}")?;
+    writeln!(out, "figures {}", folder.result_path().display())?;
+    Ok(())
 }

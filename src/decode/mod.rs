@@ -8,6 +8,7 @@
 mod decoder;
 mod levels;
 mod plan;
+pub mod search;
 mod trie_buffers;
 mod ved;
 

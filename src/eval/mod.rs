@@ -13,7 +13,7 @@ pub mod bootstrap;
 pub mod metrics;
 pub mod per_user;
 pub mod report;
-//TMP pub mod system;
+pub mod system;
 
 pub use baseline::popularity_ranking;
 pub use bootstrap::{Bootstrap, Difference, Figure, Statistic};

@@ -37,8 +37,14 @@ impl SidTables {
         });
         SidTables {
             levels: catalog.levels(),
-            codes: sids.clone().flat_map(|s| catalog.sid_codes(s).to_vec()).collect(),
-            items: sids.clone().map(|s| catalog.items_of(s).len() as u32).collect(),
+            codes: sids
+                .clone()
+                .flat_map(|s| catalog.sid_codes(s).to_vec())
+                .collect(),
+            items: sids
+                .clone()
+                .map(|s| catalog.items_of(s).len() as u32)
+                .collect(),
             popularity: sids
                 .map(|s| {
                     let items = catalog.items_of(s).iter();

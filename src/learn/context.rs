@@ -5,8 +5,8 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::read_f32;
 use crate::forest::PromptAttention;
-use crate::model::checkpoint::{load_blocks, save_blocks};
 use crate::model::Model;
+use crate::model::checkpoint::{load_blocks, save_blocks};
 use crate::run::{Checkpoints, Metrics, Progress, RunFolder, State};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
@@ -105,7 +105,12 @@ pub struct Faults {
 
 impl Faults {
     /// Takes note of a step; true if it counts. Errors: too many in a row.
-    pub fn check(&mut self, finite: bool, state: &mut State, checkpoints: &Checkpoints) -> Result<bool> {
+    pub fn check(
+        &mut self,
+        finite: bool,
+        state: &mut State,
+        checkpoints: &Checkpoints,
+    ) -> Result<bool> {
         if finite {
             self.in_a_row = 0;
             return Ok(true);

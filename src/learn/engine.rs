@@ -199,8 +199,15 @@ impl Engine {
         let (n, d) = (self.sizes.rows, model.architecture.hidden);
         let head = &self.head;
         let pass = model.pass(&self.acts, self.sizes.tokens);
-        model.forward(s, &pass, &self.acts);
-        gather::gather_rows(s, self.acts.hidden, head.rows.all(), head.hidden.all(), n, d);
+        model.forward(s, &pass, &self.acts, self.acts.hidden);
+        gather::gather_rows(
+            s,
+            self.acts.hidden,
+            head.rows.all(),
+            head.hidden.all(),
+            n,
+            d,
+        );
         model.logits(s, head.hidden.all(), n, head.logits.all());
         log_softmax::forward(
             s,

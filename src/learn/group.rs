@@ -104,7 +104,13 @@ mod tests {
         let mut groups = Groups::default();
         let candidates: [&[u32]; 4] = [&[5, 7], &[5, 8], &[6, 7], &[5, 7]];
         for _ in 0..2 {
-            groups.push(&[1, 2, 3], candidates.iter().copied(), 5, 2, PromptAttention::Causal);
+            groups.push(
+                &[1, 2, 3],
+                candidates.iter().copied(),
+                5,
+                2,
+                PromptAttention::Causal,
+            );
         }
         // Two roots' children (5, 6), then 5's (7, 8) and 6's (7): five nodes a prompt.
         assert_eq!(groups.nodes(), 10);
@@ -118,7 +124,10 @@ mod tests {
         assert_ne!(of(0, 0, 0), of(1, 0, 0));
         assert_eq!(groups.usable_sibling_groups(2), [2, 2]);
         for (k, &row) in groups.node_row.iter().enumerate() {
-            assert_eq!(groups.forest.rows[row as usize].token, groups.targets.tokens[k]);
+            assert_eq!(
+                groups.forest.rows[row as usize].token,
+                groups.targets.tokens[k]
+            );
         }
         let [prompt, depth, parent, _] = groups.node_info[of(1, 1, 1) as usize];
         assert_eq!((prompt, depth, parent), (1, 1, of(1, 1, 0)));

@@ -14,7 +14,7 @@ use crate::eval::report::{Report, Row, compare, table};
 use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
-use crate::run::{RunFolder, Stage, State};
+use crate::run::{Stage, State};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -92,7 +92,12 @@ struct Job<'a> {
 }
 
 /// Runs the stages asked for; with `resume`, goes on from the folder's latest checkpoint. Returns the final table.
-pub fn run(device: &DeviceRef, mut context: Context, stages: Stages, resume: Option<PathBuf>) -> Result<String> {
+pub fn run(
+    device: &DeviceRef,
+    mut context: Context,
+    stages: Stages,
+    resume: Option<PathBuf>,
+) -> Result<String> {
     let (config, data) = (context.config, context.data);
     let start = match &resume {
         Some(checkpoint) => State::load(checkpoint)?,
@@ -106,7 +111,11 @@ pub fn run(device: &DeviceRef, mut context: Context, stages: Stages, resume: Opt
         (true, true) => sft_capacity.max(rl_capacity),
         (true, false) => sft_capacity,
         (false, true) => rl_capacity,
-        (false, false) => Capacity { tokens: 1, rows: 1, targets: 1 },
+        (false, false) => Capacity {
+            tokens: 1,
+            rows: 1,
+            targets: 1,
+        },
     };
     let init = Init {
         seed: config.seed,
@@ -168,13 +177,15 @@ impl Job<'_> {
         }
         if stages.rl {
             let origin = origin.context("reinforcement learning needs a fine-tuned model")?;
-            let tokens = self.reinforce(Stage::Rl, &origin, resumed(Stage::Rl), start.stage, None)?;
+            let tokens =
+                self.reinforce(Stage::Rl, &origin, resumed(Stage::Rl), start.stage, None)?;
             if stages.eval {
                 systems.push(self.evaluate("V-STAR", Some(tokens))?);
             }
             if stages.eval && self.context.config.eval.baselines {
                 let state = resumed(Stage::Grpo);
-                let spent = self.reinforce(Stage::Grpo, &origin, state, start.stage, Some(tokens))?;
+                let spent =
+                    self.reinforce(Stage::Grpo, &origin, state, start.stage, Some(tokens))?;
                 systems.insert(1, self.evaluate("GRPO (beam)", Some(spent))?);
             }
         }
@@ -190,7 +201,13 @@ impl Job<'_> {
         let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
         let weighted = self.context.config.reward.value > 0.0;
         let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
-        sft::run(&mut self.context, &mut self.engine, &plan, state, &mut check)?;
+        sft::run(
+            &mut self.context,
+            &mut self.engine,
+            &plan,
+            state,
+            &mut check,
+        )?;
         Ok(())
     }
 
@@ -312,7 +329,11 @@ impl Job<'_> {
         let mut comparisons = serde_json::Map::new();
         let find = |name| systems.iter().find(|s: &&System| s.name == name);
         if let (Some(ours), Some(sft)) = (find("V-STAR"), find("SFT")) {
-            let measures = [("ndcg@10", Gain::Ndcg, false), ("hr@10", Gain::Hr, false), ("value_hr@10", Gain::Hr, true)];
+            let measures = [
+                ("ndcg@10", Gain::Ndcg, false),
+                ("hr@10", Gain::Hr, false),
+                ("value_hr@10", Gain::Hr, true),
+            ];
             for (key, gain, valued) in measures {
                 let top = sft.report.top;
                 let difference = compare(
@@ -325,14 +346,19 @@ impl Job<'_> {
                     },
                 )?;
                 if let Some(difference) = difference {
-                    text.push_str(&format!("V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"));
+                    text.push_str(&format!(
+                        "V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"
+                    ));
                     comparisons.insert(key.into(), serde_json::to_value(&difference)?);
                 }
             }
         }
         for s in &systems {
             if let Some(tokens) = s.train_decode_tokens {
-                text.push_str(&format!("{} spent {tokens} decode tokens in training\n", s.name));
+                text.push_str(&format!(
+                    "{} spent {tokens} decode tokens in training\n",
+                    s.name
+                ));
             }
         }
         let figures = systems

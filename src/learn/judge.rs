@@ -42,7 +42,10 @@ impl<'a> Judge<'a> {
     pub fn new(config: &Config, data: &'a Dataset) -> Result<Judge<'a>> {
         let r = &config.reward;
         if r.semantic > 0.0 && data.catalog.embeddings().is_none() {
-            bail!("reward.semantic = {} needs item embeddings, which this data has not: set it to 0", r.semantic);
+            bail!(
+                "reward.semantic = {} needs item embeddings, which this data has not: set it to 0",
+                r.semantic
+            );
         }
         let tables = SidTables::new(data);
         Ok(Judge {
@@ -56,7 +59,10 @@ impl<'a> Judge<'a> {
                 novelty: r.novelty,
                 value: r.value,
             },
-            level_weights: rewards::level_weights(&config.value.level_weights, data.catalog.levels()),
+            level_weights: rewards::level_weights(
+                &config.value.level_weights,
+                data.catalog.levels(),
+            ),
             worth: match r.value_table.as_str() {
                 "" => data.catalog.worth().to_vec(),
                 path => worth_table(Path::new(path), data)?,
@@ -69,7 +75,10 @@ impl<'a> Judge<'a> {
         let catalog = &self.data.catalog;
         let target_sid = catalog.item_sid(target);
         let target_tokens = catalog.sid_tokens(target_sid);
-        let tokens: Vec<u32> = candidates.iter().flat_map(|c| c.tokens.iter().copied()).collect();
+        let tokens: Vec<u32> = candidates
+            .iter()
+            .flat_map(|c| c.tokens.iter().copied())
+            .collect();
         let logp: Vec<f32> = candidates.iter().map(|c| c.logp).collect();
         let counts: Vec<u32> = candidates
             .iter()
@@ -79,7 +88,10 @@ impl<'a> Judge<'a> {
             Some((dim, rows)) => &rows[sid as usize * dim..][..*dim],
             None => &[],
         };
-        let vectors: Vec<f32> = candidates.iter().flat_map(|c| embedding(c.sid).to_vec()).collect();
+        let vectors: Vec<f32> = candidates
+            .iter()
+            .flat_map(|c| embedding(c.sid).to_vec())
+            .collect();
         let embeddings = Embeddings {
             candidates: &vectors,
             target: embedding(target_sid),

@@ -3,13 +3,13 @@
 pub mod context;
 pub mod engine;
 pub mod group;
-//TMP pub mod job;
-//TMP pub mod judge;
+pub mod job;
+pub mod judge;
 pub mod oracle;
-//TMP pub mod policy;
+pub mod policy;
 pub mod probe;
 pub mod rewards;
-//TMP pub mod rl;
+pub mod rl;
 pub mod schedule;
 pub mod sequences;
 pub mod sft;

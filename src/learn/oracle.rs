@@ -9,9 +9,9 @@
 use super::rewards::{self, Embeddings};
 use crate::device::{Buffer, DeviceRef, Stream, read_f32};
 use crate::kernels::advantage::{self, Scaling};
-use crate::kernels::tree_tables::Candidates;
 use crate::kernels::objective::{self, Hyper, LogProbs, Loss, Metrics};
 use crate::kernels::td;
+use crate::kernels::tree_tables::Candidates;
 use anyhow::{Context, Result, ensure};
 use safetensors::{Dtype, SafeTensors};
 

@@ -8,8 +8,8 @@ use super::judge::Rewarded;
 use crate::config::{Config, Loss, ScaleRewards};
 use crate::device::{ALIGN_WORDS, Buffer, Slice, Stream};
 use crate::kernels::advantage::{self, Scaling};
-use crate::kernels::tree_tables::Shape;
 use crate::kernels::objective::{self, LogProbs};
+use crate::kernels::tree_tables::Shape;
 use crate::kernels::{reduce, td};
 use crate::model::Model;
 use crate::model::optimiser::Update;
@@ -220,7 +220,9 @@ impl Policy {
                     weight_decay,
                     ..*update
                 };
-                engine.optimiser.step(&mut s, &engine.model.weights, &update);
+                engine
+                    .optimiser
+                    .step(&mut s, &engine.model.weights, &update);
             }
             let ran = device.run(&s);
             self.stream = s;
@@ -260,7 +262,13 @@ impl Policy {
             engine.head.logp.all()
         };
         engine.forward(s, &engine.model, logp);
-        reduce::columns(s, engine.head.entropy.all(), kept.slot(2, 1), engine.sizes.rows, 1);
+        reduce::columns(
+            s,
+            engine.head.entropy.all(),
+            kept.slot(2, 1),
+            engine.sizes.rows,
+            1,
+        );
         let (cand_node, node_info) = (self.cand_node.all(), self.node_info.all());
         advantage::advantage(
             s,
@@ -297,7 +305,14 @@ impl Policy {
             let rows = (self.node_row.all(), shape.nodes);
             let (pass, at) = (engine.pass(), At::Rows(rows.0, rows.1));
             let model = &engine.model;
-            model.value(s, &pass, &engine.acts, at, self.values.all());
+            model.value(
+                s,
+                &pass,
+                &engine.acts,
+                engine.acts.hidden,
+                at,
+                self.values.all(),
+            );
             let outputs = td::Outputs {
                 target: self.td_target.all(),
                 dvalue: self.d_value.all(),
@@ -305,7 +320,16 @@ impl Policy {
                 loss: kept.slot(1, 1),
             };
             let step_rewards = self.step_rewards.all();
-            td::td(s, self.values.all(), step_rewards, cand_node, node_info, outputs, shape, self.td);
+            td::td(
+                s,
+                self.values.all(),
+                step_rewards,
+                cand_node,
+                node_info,
+                outputs,
+                shape,
+                self.td,
+            );
             let gradient = &engine.optimiser.gradient;
             let detach = self.detach || value_only;
             let d_value = self.d_value.all();

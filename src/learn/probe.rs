@@ -131,14 +131,17 @@ pub fn forward(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Out
     let vocab = model.architecture.vocab;
     let engine = engine_for(model, &forest, &targets)?;
     let count = targets.len();
-    engine
-        .head
-        .g
-        .write_f32(&vec![-1.0 / count as f32; count])?;
+    engine.head.g.write_f32(&vec![-1.0 / count as f32; count])?;
     let loss = Buffer::new(&device, "loss", 1)?;
     let mut s = Stream::new();
     engine.forward(&mut s, &engine.model, engine.head.logp.all());
-    reduce::dot(&mut s, engine.head.logp.all(), engine.head.g.all(), loss.all(), count);
+    reduce::dot(
+        &mut s,
+        engine.head.logp.all(),
+        engine.head.g.all(),
+        loss.all(),
+        count,
+    );
     device.run(&s)?;
     let packed = crate::device::read_f32(&device, engine.logits())?;
     let width = tokens.0[1];
@@ -214,16 +217,23 @@ pub fn tree(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Output
     }
     let vocab = model.architecture.vocab;
     let engine = engine_for(model, &forest, &targets)?;
-    let present: Vec<usize> = (0..documents * width).filter(|&n| row_of[n] != NONE).collect();
+    let present: Vec<usize> = (0..documents * width)
+        .filter(|&n| row_of[n] != NONE)
+        .collect();
     let value_rows: Vec<u32> = present.iter().map(|&n| row_of[n]).collect();
     let index = Buffer::with_u32(&device, "value rows", &value_rows)?;
     let value = Buffer::new(&device, "values", present.len())?;
     let mut s = Stream::new();
     engine.forward(&mut s, &engine.model, engine.head.logp.all());
     let at = At::Rows(index.all(), present.len());
-    engine
-        .model
-        .value(&mut s, &engine.pass(), &engine.acts, at, value.all());
+    engine.model.value(
+        &mut s,
+        &engine.pass(),
+        &engine.acts,
+        engine.acts.hidden,
+        at,
+        value.all(),
+    );
     device.run(&s)?;
     let logp = engine.head.logp.read_f32()?;
     let values = value.read_f32()?;
@@ -244,7 +254,11 @@ pub fn tree(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Output
     let mut out = vec![
         ("node_logprob".into(), shape.clone(), node_logprob),
         ("node_value".into(), shape.clone(), node_value),
-        ("node_next_logits".into(), vec![documents, width, vocab], next_logits),
+        (
+            "node_next_logits".into(),
+            vec![documents, width, vocab],
+            next_logits,
+        ),
     ];
     if grad {
         let weight = floats(inputs, "node_weight", &shape)?;

@@ -7,10 +7,9 @@
 use super::context::{Context, Faults, Record, Validation, restore_weights};
 use super::engine::{Capacity, Engine};
 use super::group::Groups;
-use super::policy::{Batch, Policy, PolicyMetrics};
 use super::judge::Judge;
+use super::policy::{Batch, Policy, PolicyMetrics};
 use super::schedule::LearningRate;
-use super::sequences::prompt;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::decode::search::{Decoding, Searcher};
@@ -73,7 +72,13 @@ struct Question<'a> {
 }
 
 /// The prompts of a step: a training sequence with at least two items and a place in it, both drawn uniformly.
-fn questions<'a>(data: &'a Dataset, usable: &[u32], count: usize, seed: u64, step: u64) -> Vec<Question<'a>> {
+fn questions<'a>(
+    data: &'a Dataset,
+    usable: &[u32],
+    count: usize,
+    seed: u64,
+    step: u64,
+) -> Vec<Question<'a>> {
     (0..count)
         .map(|i| {
             let mut rng = Rng::new(seed, Stream::Prompts, step as u32, i as u32);
@@ -122,7 +127,11 @@ pub fn run(
         false => None,
         true => Some(reference_model(context, engine, &state, origin)?),
     };
-    let mut searcher = Searcher::new(&engine.model, data, &Decoding::rollout(config, data, part(config)))?;
+    let mut searcher = Searcher::new(
+        &engine.model,
+        data,
+        &Decoding::rollout(config, data, part(config)),
+    )?;
     let mut policy = Policy::new(engine, config, part(config), data.catalog.levels())?;
     let judge = Judge::new(config, data)?;
     let rate = LearningRate {
@@ -140,7 +149,9 @@ pub fn run(
     if state.step == 0 && state.best_metric.is_none() {
         let before = validate(&engine.model)?;
         let mut record = Record::default();
-        context.metrics.write(stage, 0, &record.validation(&before).0)?;
+        context
+            .metrics
+            .write(stage, 0, &record.validation(&before).0)?;
     }
     while !limit.reached(&state) && !stopped(&state) {
         let started = Instant::now();
@@ -154,11 +165,16 @@ pub fn run(
             let step = state.step as u32;
             let decoded = searcher.search(&engine.model, &data.catalog, &histories, step, first)?;
             let mut groups = Groups::default();
-            let mut tokens = Vec::new();
             for (question, found) in asked.iter().zip(&decoded) {
-                prompt(&data.catalog, question.history, &mut tokens);
+                let tokens = data.catalog.prompt(question.history);
                 let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
-                groups.push(&tokens, candidates, rl.group, data.catalog.levels(), context.attention());
+                groups.push(
+                    &tokens,
+                    candidates,
+                    rl.group,
+                    data.catalog.levels(),
+                    context.attention(),
+                );
                 totals.decode_cost += found.cost as u64;
             }
             let rewarded: Vec<_> = asked
@@ -167,7 +183,12 @@ pub fn run(
                 .map(|(question, found)| judge.reward(question.target, &found.candidates))
                 .collect();
             totals.note(&groups, &rewarded, data.catalog.levels());
-            batches.push(Batch::new(groups, &rewarded, rl.group, data.catalog.levels()));
+            batches.push(Batch::new(
+                groups,
+                &rewarded,
+                rl.group,
+                data.catalog.levels(),
+            ));
         }
         state.decode_tokens += totals.decode_cost;
         let mut norm = 0.0;
@@ -216,14 +237,24 @@ pub fn run(
             shown.extend([("hr@10", validation.hr10), ("ndcg@10", validation.ndcg10)]);
             improved = state.note_validation(validation.metric);
         }
-        if state.step.is_multiple_of(context.config.run.log_every as u64) || last {
+        if state
+            .step
+            .is_multiple_of(context.config.run.log_every as u64)
+            || last
+        {
             context.metrics.write(stage, state.step, &record.0)?;
             context.progress.step(state.step, &shown);
         }
         let every = context.config.run.checkpoint_every as u64;
         let due = every > 0 && state.step.is_multiple_of(every);
         if due || improved || last || stopped(&state) {
-            save(context, engine, &mut state, reference.as_ref(), rl.ref_sync_steps > 0)?;
+            save(
+                context,
+                engine,
+                &mut state,
+                reference.as_ref(),
+                rl.ref_sync_steps > 0,
+            )?;
         }
         if improved {
             context.checkpoints.mark_best(stage, state.step)?;
@@ -239,7 +270,12 @@ pub fn run(
 const REFERENCE: &str = "reference.safetensors";
 
 /// The frozen policy of the KL term: the fine-tuned weights, or, where it moves, those of the checkpoint.
-fn reference_model(context: &Context, engine: &Engine, state: &State, origin: &Path) -> Result<Model> {
+fn reference_model(
+    context: &Context,
+    engine: &Engine,
+    state: &State,
+    origin: &Path,
+) -> Result<Model> {
     let model = engine.model.same_shape()?;
     let moved = match state.step {
         0 => None,
@@ -288,7 +324,11 @@ impl Totals {
         }
         self.nodes += groups.nodes();
         self.sibling_groups.resize(levels, 0);
-        for (sum, n) in self.sibling_groups.iter_mut().zip(groups.usable_sibling_groups(levels)) {
+        for (sum, n) in self
+            .sibling_groups
+            .iter_mut()
+            .zip(groups.usable_sibling_groups(levels))
+        {
             *sum += n;
         }
     }
@@ -300,12 +340,19 @@ impl Totals {
     fn record(&self) -> Record {
         let mean = self.mean_reward();
         let n = self.rewards.len().max(2) as f64;
-        let square: f64 = self.rewards.iter().map(|&r| (r as f64 - mean).powi(2)).sum();
+        let square: f64 = self
+            .rewards
+            .iter()
+            .map(|&r| (r as f64 - mean).powi(2))
+            .sum();
         let mut record = Record::default();
         record
             .number("reward", mean)
             .number("reward_std", (square / (n - 1.0)).sqrt())
-            .number("frac_reward_zero_std", self.flat_groups as f64 / self.groups as f64)
+            .number(
+                "frac_reward_zero_std",
+                self.flat_groups as f64 / self.groups as f64,
+            )
             .number("frac_hit", self.hits as f64 / self.groups as f64)
             .number("nodes", self.nodes as f64 / self.groups as f64);
         for (depth, &n) in self.sibling_groups.iter().enumerate() {
@@ -315,4 +362,3 @@ impl Totals {
         record
     }
 }
-

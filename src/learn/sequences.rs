@@ -1,19 +1,10 @@
-//! From item histories to forests: the prompt of a history, the documents of fine-tuning, the trees of candidates.
+//! From item histories to forests: the documents of fine-tuning, the trees of candidates.
 
 use super::engine::Targets;
-use crate::catalog::{BOS, Catalog};
+use crate::catalog::Catalog;
 use crate::forest::{Forest, NONE, Node, PromptAttention};
 
 use crate::rng::{Rng, Stream};
-
-/// The prompt of a history: `<bos>` and the items' SIDs, oldest first.
-pub fn prompt(catalog: &Catalog, items: &[u32], out: &mut Vec<u32>) {
-    out.clear();
-    out.push(BOS);
-    for &item in items {
-        out.extend_from_slice(catalog.sid_tokens(catalog.item_sid(item)));
-    }
-}
 
 /// A piece of one training history: items `begin..end`, of which those from `fresh` on are learnt here (the ones before
 /// are context that an earlier piece has learnt).
@@ -52,9 +43,9 @@ pub fn windows(train: &[Vec<u32>], window: usize, attention: PromptAttention) ->
                 }
             }
             PromptAttention::Full => {
-                out.extend((1..n).map(|last| {
-                    piece((last + 1).saturating_sub(window), last, last + 1)
-                }));
+                out.extend(
+                    (1..n).map(|last| piece((last + 1).saturating_sub(window), last, last + 1)),
+                );
             }
         }
     }
@@ -68,23 +59,22 @@ pub fn push_window(
     w: Window,
     attention: PromptAttention,
     (forest, targets): (&mut Forest, &mut Targets),
-    scratch: &mut Vec<u32>,
 ) {
     let levels = catalog.levels();
     match attention {
         PromptAttention::Causal => {
-            prompt(catalog, &items[w.begin as usize..w.end as usize], scratch);
+            let document = catalog.prompt(&items[w.begin as usize..w.end as usize]);
             let first = forest.len();
             // The last token of the last item scores nothing: it is a target only.
-            let tokens = &scratch[..scratch.len() - 1];
+            let tokens = &document[..document.len() - 1];
             forest.push_prompt(tokens, attention);
             let learnt = 1 + (w.fresh - w.begin) as usize * levels;
-            for (i, &target) in scratch.iter().enumerate().skip(learnt) {
+            for (i, &target) in document.iter().enumerate().skip(learnt) {
                 targets.push((first + i - 1) as u32, target);
             }
         }
         PromptAttention::Full => {
-            prompt(catalog, &items[w.begin as usize..w.fresh as usize], scratch);
+            let history = catalog.prompt(&items[w.begin as usize..w.fresh as usize]);
             let code = catalog.sid_tokens(catalog.item_sid(items[w.fresh as usize]));
             let nodes: Vec<Node> = (0..levels - 1)
                 .map(|l| Node {
@@ -92,7 +82,7 @@ pub fn push_window(
                     parent: if l == 0 { NONE } else { l as u32 - 1 },
                 })
                 .collect();
-            push_tree(scratch, &nodes, attention, false, (forest, targets));
+            push_tree(&history, &nodes, attention, false, (forest, targets));
             // The tree holds all but the last token, which is a target only.
             let end = forest.len() as u32 - 1;
             targets.push(end, code[levels - 1]);

@@ -104,7 +104,6 @@ impl Plan {
 pub struct Trainer {
     forest: Forest,
     targets: Targets,
-    scratch: Vec<u32>,
     stream: Stream,
     /// The loss of each part, one aligned slot each.
     losses: Buffer,
@@ -124,7 +123,6 @@ impl Trainer {
         Ok(Trainer {
             forest: Forest::new(),
             targets: Targets::default(),
-            scratch: Vec::new(),
             stream: Stream::new(),
             losses: Buffer::new(engine.device(), "losses", parts.max(1) * ALIGN_WORDS)?,
         })
@@ -135,7 +133,7 @@ impl Trainer {
         &mut self,
         engine: &mut Engine,
         parts: &[D],
-        pack: impl Fn(&D, &mut Forest, &mut Targets, &mut Vec<u32>),
+        pack: impl Fn(&D, &mut Forest, &mut Targets),
         update: &Update,
     ) -> Result<StepResult> {
         let mut counts = Vec::with_capacity(parts.len());
@@ -182,10 +180,10 @@ impl Trainer {
         })
     }
 
-    fn pack<D>(&mut self, part: &D, pack: impl Fn(&D, &mut Forest, &mut Targets, &mut Vec<u32>)) {
+    fn pack<D>(&mut self, part: &D, pack: impl Fn(&D, &mut Forest, &mut Targets)) {
         self.forest.clear();
         self.targets.clear();
-        pack(part, &mut self.forest, &mut self.targets, &mut self.scratch);
+        pack(part, &mut self.forest, &mut self.targets);
     }
 }
 
@@ -227,10 +225,10 @@ pub fn run(
             step: (state.step - state.skipped_steps + 1) as u32,
         };
         let parts = plan.parts(context.config.seed, state.step);
-        let pack = |part: &Vec<Window>, f: &mut Forest, t: &mut Targets, scratch: &mut Vec<u32>| {
+        let pack = |part: &Vec<Window>, f: &mut Forest, t: &mut Targets| {
             for &w in part {
                 let items = &data.train[w.sequence as usize];
-                push_window(&data.catalog, items, w, attention, (f, t), scratch);
+                push_window(&data.catalog, items, w, attention, (f, t));
             }
         };
         let result = trainer.step(engine, &parts, pack, &update)?;
@@ -254,7 +252,11 @@ pub fn run(
             shown.extend([("hr@10", validation.hr10), ("ndcg@10", validation.ndcg10)]);
             improved = state.note_validation(validation.metric);
         }
-        if state.step.is_multiple_of(context.config.run.log_every as u64) || last {
+        if state
+            .step
+            .is_multiple_of(context.config.run.log_every as u64)
+            || last
+        {
             // Before the checkpoint of the same step: a resumed run keeps the records up to it.
             context.metrics.write(Stage::Sft, state.step, &record.0)?;
             context.progress.step(state.step, &shown);

@@ -183,7 +183,10 @@ impl Activations {
             value_rows: arena.take("value-row gradient", t * d)?,
             fc1: arena.take("fc1 gradient", t * d)?,
             fc1_act: arena.take("fc1 activation gradient", t * d)?,
-            scratch: arena.take("norm-weight partial sums", super::layer::scratch_words(a, t))?,
+            scratch: arena.take(
+                "norm-weight partial sums",
+                super::layer::scratch_words(a, t),
+            )?,
         });
         Ok(made)
     }

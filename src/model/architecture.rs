@@ -90,8 +90,9 @@ impl Architecture {
 
     /// Reads `config.json`. Errors name the file and the key.
     pub fn load(path: &Path) -> Result<Architecture> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{}: cannot read the model's configuration", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("{}: cannot read the model's configuration", path.display())
+        })?;
         let value: Value = serde_json::from_str(&text)
             .with_context(|| format!("{}: not valid JSON", path.display()))?;
         Self::from_json(&value).with_context(|| path.display().to_string())
@@ -106,12 +107,22 @@ impl Architecture {
             Ok(n as usize)
         };
         let flag = |key: &str| c[key].as_bool().unwrap_or(false);
-        let family = Family::parse(c["model_type"].as_str().context("`model_type` is missing")?)?;
+        let family = Family::parse(
+            c["model_type"]
+                .as_str()
+                .context("`model_type` is missing")?,
+        )?;
         if let Some(act) = c["hidden_act"].as_str() {
-            ensure!(act == "silu", "`hidden_act` = {act}: only silu is supported");
+            ensure!(
+                act == "silu",
+                "`hidden_act` = {act}: only silu is supported"
+            );
         }
         ensure!(!flag("mlp_bias"), "`mlp_bias` = true is not supported");
-        ensure!(!flag("use_sliding_window"), "`use_sliding_window` = true is not supported");
+        ensure!(
+            !flag("use_sliding_window"),
+            "`use_sliding_window` = true is not supported"
+        );
         let rope = if c["rope_parameters"].is_object() {
             &c["rope_parameters"]
         } else {
@@ -175,7 +186,11 @@ impl Architecture {
             "head size {} must be even (rotary pairs)",
             self.head_dim
         );
-        ensure!(self.head_dim <= 256, "head size {} is above 256", self.head_dim);
+        ensure!(
+            self.head_dim <= 256,
+            "head size {} is above 256",
+            self.head_dim
+        );
         Ok(())
     }
 

@@ -51,12 +51,11 @@ impl Model {
     /// model was made for, more tokens than the buffers hold.
     pub fn upload(&self, acts: &Activations, forest: &Forest) -> Result<()> {
         let vocab = self.architecture.vocab;
-        if let Some(row) = forest
-            .rows
-            .iter()
-            .find(|r| r.token as usize >= vocab)
-        {
-            anyhow::bail!("token {} is outside the model's vocabulary of {vocab}", row.token);
+        if let Some(row) = forest.rows.iter().find(|r| r.token as usize >= vocab) {
+            anyhow::bail!(
+                "token {} is outside the model's vocabulary of {vocab}",
+                row.token
+            );
         }
         ensure!(
             forest.max_positions() <= self.positions,
@@ -79,8 +78,8 @@ impl Model {
         Pass::over(&self.architecture, acts, tokens, self.table.all())
     }
 
-    /// Runs the backbone over a pass: `acts.hidden` [T, d] holds the final hidden states.
-    pub fn forward(&self, s: &mut Stream, pass: &Pass, acts: &Activations) {
+    /// Runs the backbone over a pass; `hidden` [T, d] gets the hidden states after the final norm.
+    pub fn forward(&self, s: &mut Stream, pass: &Pass, acts: &Activations, hidden: Slice) {
         let (a, t) = (&self.architecture, pass.tokens);
         let embed = self.weights.slice(self.layout.embed);
         embedding::forward(s, embed, pass.rows, acts.layers[0].x_in, t, a.hidden);
@@ -90,7 +89,7 @@ impl Model {
         let last = acts.layers[a.layers - 1].x_out;
         let norm = self.weights.slice(self.layout.norm);
         let heads = Heads::plain(t, a.hidden);
-        rmsnorm::forward(s, last, norm, acts.hidden, acts.hidden_rstd, heads, a.eps);
+        rmsnorm::forward(s, last, norm, hidden, acts.hidden_rstd, heads, a.eps);
     }
 
     /// Back from `grads.hidden` [T, d] (gradient of the final hidden states) to every weight, added to `dw`.
@@ -106,9 +105,29 @@ impl Model {
         let g = acts.grads.as_ref().expect("training buffers");
         let last = acts.layers[a.layers - 1].x_out;
         let heads = Heads::plain(t, a.hidden);
-        let (norm, d_norm) = (self.weights.slice(self.layout.norm), dw.slice(self.layout.norm));
-        rmsnorm::weight_gradient(s, last, acts.hidden_rstd, g.hidden, d_norm, g.scratch, heads);
-        rmsnorm::backward(s, last, norm, acts.hidden_rstd, g.hidden, g.layer.residual, heads, false);
+        let (norm, d_norm) = (
+            self.weights.slice(self.layout.norm),
+            dw.slice(self.layout.norm),
+        );
+        rmsnorm::weight_gradient(
+            s,
+            last,
+            acts.hidden_rstd,
+            g.hidden,
+            d_norm,
+            g.scratch,
+            heads,
+        );
+        rmsnorm::backward(
+            s,
+            last,
+            norm,
+            acts.hidden_rstd,
+            g.hidden,
+            g.layer.residual,
+            heads,
+            false,
+        );
         for (ids, x) in self.layout.layers.iter().zip(&acts.layers).rev() {
             layer::backward(s, pass, (&self.weights, dw), ids, x, (&g.layer, g.scratch));
         }
@@ -133,7 +152,14 @@ impl Model {
             n: a.vocab,
             k: a.hidden,
         };
-        linear(s, hidden, self.weights.slice(self.layout.lm_head), None, logits, dims);
+        linear(
+            s,
+            hidden,
+            self.weights.slice(self.layout.lm_head),
+            None,
+            logits,
+            dims,
+        );
     }
 
     /// Back from logits: dW of the output projection is added to `dw`; the gradient of the n hidden rows is written to
@@ -151,9 +177,28 @@ impl Model {
         dw: &Weights,
     ) {
         let (v, d) = (self.architecture.vocab, self.architecture.hidden);
-        let (head, d_head) = (self.weights.slice(self.layout.lm_head), dw.slice(self.layout.lm_head));
-        matmul(s, Form::TN, d_logits, hidden_rows, d_head, Dims { m: v, n: d, k: n }, true);
-        matmul(s, Form::NN, d_logits, head, d_rows, Dims { m: n, n: d, k: v }, false);
+        let (head, d_head) = (
+            self.weights.slice(self.layout.lm_head),
+            dw.slice(self.layout.lm_head),
+        );
+        matmul(
+            s,
+            Form::TN,
+            d_logits,
+            hidden_rows,
+            d_head,
+            Dims { m: v, n: d, k: n },
+            true,
+        );
+        matmul(
+            s,
+            Form::NN,
+            d_logits,
+            head,
+            d_rows,
+            Dims { m: n, n: d, k: v },
+            false,
+        );
         gather::scatter_add_rows(s, d_rows, index, d_hidden, n, d);
     }
 

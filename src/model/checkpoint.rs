@@ -49,16 +49,14 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
             dir.display()
         )
     })?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", index.display()))?;
+    let value: serde_json::Value = serde_json::from_str(&text)
+        .with_context(|| format!("{}: not valid JSON", index.display()))?;
     let map = value["weight_map"]
         .as_object()
         .with_context(|| format!("{}: no `weight_map`", index.display()))?;
     let names: BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
     ensure!(
-        names
-            .iter()
-            .all(|n| !n.contains(['/', '\\']) && *n != ".."),
+        names.iter().all(|n| !n.contains(['/', '\\']) && *n != ".."),
         "{}: a shard lies outside the directory",
         index.display()
     );
@@ -125,8 +123,9 @@ impl Model {
         for file in weight_files(dir)? {
             let bytes = std::fs::read(&file)
                 .with_context(|| format!("{}: cannot read the weights", file.display()))?;
-            let tensors = SafeTensors::deserialize(&bytes)
-                .map_err(|e| anyhow::anyhow!("{}: not a safetensors file: {e:?}", file.display()))?;
+            let tensors = SafeTensors::deserialize(&bytes).map_err(|e| {
+                anyhow::anyhow!("{}: not a safetensors file: {e:?}", file.display())
+            })?;
             for (name, view) in tensors.tensors() {
                 let values = to_f32(&name, &view).with_context(|| file.display().to_string())?;
                 found.insert(name, (view.shape().to_vec(), values));
@@ -157,7 +156,8 @@ impl Model {
         })?;
         // Copies that some exporters write beside what they can be derived from.
         found.retain(|name, _| {
-            !(name.ends_with("rotary_emb.inv_freq") || architecture.tied && name == "lm_head.weight")
+            !(name.ends_with("rotary_emb.inv_freq")
+                || architecture.tied && name == "lm_head.weight")
         });
         if let Some(name) = found.keys().next() {
             bail!(
@@ -174,7 +174,11 @@ impl Model {
         let config = serde_json::to_string_pretty(&self.architecture.to_json())?;
         let path = dir.join("config.json");
         std::fs::write(&path, config + "\n").with_context(|| path.display().to_string())?;
-        save_blocks(&self.layout, &self.weights.read()?, &dir.join("model.safetensors"))
+        save_blocks(
+            &self.layout,
+            &self.weights.read()?,
+            &dir.join("model.safetensors"),
+        )
     }
 }
 
@@ -183,7 +187,10 @@ pub fn save_blocks(layout: &Layout, blocks: &[Vec<f32>], path: &Path) -> Result<
     let views = parts(layout, blocks)
         .map(|(name, shape, values)| {
             let data: &[u8] = bytemuck::cast_slice(values);
-            Ok((name.to_string(), TensorView::new(Dtype::F32, shape.to_vec(), data)?))
+            Ok((
+                name.to_string(),
+                TensorView::new(Dtype::F32, shape.to_vec(), data)?,
+            ))
         })
         .collect::<Result<Vec<_>>>()?;
     let metadata = Some([("format".to_string(), "pt".to_string())].into());

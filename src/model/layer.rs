@@ -74,7 +74,15 @@ pub fn forward(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     let (a, t) = (pass.a, pass.tokens);
     let (d, f) = (a.hidden, a.intermediate);
     let plain = Heads::plain(t, d);
-    rmsnorm::forward(s, x.x_in, w.slice(ids.input_norm), x.h1, x.rstd1, plain, a.eps);
+    rmsnorm::forward(
+        s,
+        x.x_in,
+        w.slice(ids.input_norm),
+        x.h1,
+        x.rstd1,
+        plain,
+        a.eps,
+    );
     let qkv = Dims {
         m: t,
         n: a.qkv_width(),
@@ -99,7 +107,15 @@ pub fn forward(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     };
     linear(s, x.o, w.slice(ids.o), None, x.branch, o);
     add::add(s, x.x_in, x.branch, x.x_mid, t * d);
-    rmsnorm::forward(s, x.x_mid, w.slice(ids.post_norm), x.h2, x.rstd2, plain, a.eps);
+    rmsnorm::forward(
+        s,
+        x.x_mid,
+        w.slice(ids.post_norm),
+        x.h2,
+        x.rstd2,
+        plain,
+        a.eps,
+    );
     let gate_up = Dims {
         m: t,
         n: 2 * f,
@@ -107,7 +123,14 @@ pub fn forward(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     };
     linear(s, x.h2, w.slice(ids.gate_up), None, x.gate_up, gate_up);
     swiglu::forward(s, x.gate_up, x.act, t, f);
-    linear(s, x.act, w.slice(ids.down), None, x.branch, Dims { m: t, n: d, k: f });
+    linear(
+        s,
+        x.act,
+        w.slice(ids.down),
+        None,
+        x.branch,
+        Dims { m: t, n: d, k: f },
+    );
     add::add(s, x.x_mid, x.branch, x.x_out, t * d);
 }
 
@@ -140,7 +163,13 @@ pub fn backward(
     let pair = |id| (w.slice(id), dw.slice(id));
 
     let (down, d_down) = pair(ids.down);
-    linear_backward(s, Dims { m: t, n: d, k: f }, (x.act, down), g.residual, (g.act, d_down));
+    linear_backward(
+        s,
+        Dims { m: t, n: d, k: f },
+        (x.act, down),
+        g.residual,
+        (g.act, d_down),
+    );
     swiglu::backward(s, x.gate_up, g.act, g.gate_up, t, f);
     let (gate_up, d_gate_up) = pair(ids.gate_up);
     let dims = Dims {
@@ -162,7 +191,18 @@ pub fn backward(
     linear_backward(s, dims, (x.o, o), g.residual, (g.o, d_o));
     let dims = pass.attention_dims();
     attention::backward(
-        s, pass.rows, pass.parent, x.q, x.kv, x.o, x.lse, g.o, g.delta, g.q, g.kv, dims,
+        s,
+        pass.rows,
+        pass.parent,
+        x.q,
+        x.kv,
+        x.o,
+        x.lse,
+        g.o,
+        g.delta,
+        g.q,
+        g.kv,
+        dims,
     );
     rope::backward(s, pass.rows, pass.table, g.q, g.kv, g.qkv, dims);
     if let (Some((_, q_rstd, k_rstd)), Some((q_norm, k_norm))) = (x.qk_normed, ids.qk_norm) {

@@ -62,7 +62,11 @@ impl Optimiser {
                 beta1: update.beta1,
                 beta2: update.beta2,
                 eps: update.eps,
-                weight_decay: if self.decayed[i] { update.weight_decay } else { 0.0 },
+                weight_decay: if self.decayed[i] {
+                    update.weight_decay
+                } else {
+                    0.0
+                },
                 step: update.step,
             };
             adamw::step(
