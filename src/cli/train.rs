@@ -172,6 +172,8 @@ pub fn run(args: Args) -> Result<()> {
     let [sft, rl, eval] = stages;
     let table = job::run(&device, context, job::Stages { sft, rl, eval }, resumed)?;
     write!(out, "{table}")?;
-    writeln!(out, "figures {}", folder.result_path().display())?;
+    if stages[2] {
+        writeln!(out, "figures {}", folder.result_path().display())?;
+    }
     Ok(())
 }

@@ -199,8 +199,7 @@ impl Job<'_> {
         let plan = sft::Plan::new(&self.context)?;
         let users = self.context.config.sft.eval_users;
         let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
-        let weighted = self.context.config.reward.value > 0.0;
-        let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
+        let mut check = |model: &Model| validate(model, data, tables, searcher, users, false);
         sft::run(
             &mut self.context,
             &mut self.engine,
