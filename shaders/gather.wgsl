@@ -1,4 +1,5 @@
-// dst[r] = src[index[r]]. One invocation per element.
+// Rows by index: `gather` copies dst[i, :] = src[index[i], :], `scatter_add` adds dst[index[i], :] += src[i, :]
+// (distinct indices: no two invocations share an element). One invocation per element of the [rows, width] side.
 struct Params { rows: u32, width: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> src: array<f32>;
@@ -8,10 +9,21 @@ struct Params { rows: u32, width: u32 }
 //!include grid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+          @builtin(local_invocation_index) lane: u32) {
     let i = group_number(group, groups) * 256u + lane;
     if i < p.rows * p.width {
-        dst[i] = src[index[i / p.width] * p.width + i % p.width];
+        let row = i / p.width;
+        dst[i] = src[index[row] * p.width + (i - row * p.width)];
+    }
+}
+
+@compute @workgroup_size(256)
+fn scatter_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+               @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group, groups) * 256u + lane;
+    if i < p.rows * p.width {
+        let row = i / p.width;
+        dst[index[row] * p.width + (i - row * p.width)] += src[i];
     }
 }

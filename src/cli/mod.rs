@@ -1,1 +1,209 @@
+//! The command line: one file per command, each with its arguments and a `run`.
 
+mod data;
+mod doctor;
+mod eval;
+mod probe;
+mod recommend;
+mod train;
+mod validate;
+
+use std::io::{ErrorKind, Write, stderr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Config};
+use crate::data::{Dataset, LoadOptions, Protocol};
+use crate::device::DeviceRef;
+use crate::device::choose::{self, DeviceChoice};
+use crate::device::gpu::GpuOptions;
+
+/// Trains a generative recommender with V-STAR on any GPU, or on the CPU
+///
+/// Takes interactions to a trained recommender: supervised fine-tuning, then V-STAR reinforcement
+/// learning (value-guided decoding and Sibling-GRPO, arXiv 2602.10699), then a comparison with
+/// baselines. Without any argument `vstar train` does all of it on a small built-in shop.
+#[derive(Debug, Parser)]
+#[command(name = "vstar", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vstar train                          the whole job on the built-in shop
+  vstar train --data DIR rl.steps=500  on your own data, with a setting changed
+  vstar train --help                   every option, and every setting with its default
+  vstar doctor                         the GPUs found, and which one would be used";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Args),
+    Eval(eval::Args),
+    Recommend(recommend::Args),
+    Data(data::Args),
+    Probe(probe::Args),
+    Validate(validate::Args),
+    Doctor(doctor::Args),
+}
+
+impl Cli {
+    /// Runs the command that was given.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Train(args) => train::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Recommend(args) => recommend::run(args),
+            Command::Data(args) => data::run(&args),
+            Command::Probe(args) => probe::run(args),
+            Command::Validate(args) => validate::run(args),
+            Command::Doctor(args) => doctor::run(args),
+        }
+    }
+}
+
+/// Which device to compute on; the same for every command that computes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, gpu, an adapter's index, or a part of its name
+    ///
+    /// `auto` takes a hardware GPU if there is one, else the CPU. A software adapter is used only
+    /// where `gpu` finds nothing else, or by its index or name. `vstar doctor` lists the adapters.
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|gpu|INDEX|NAME")]
+    pub device: String,
+
+    /// The graphics interface to reach a GPU by
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: Backend,
+}
+
+impl DeviceArgs {
+    /// What was asked for.
+    pub fn choice(&self) -> DeviceChoice {
+        DeviceChoice {
+            device: self.device.clone(),
+            backend: self.backend.name().into(),
+        }
+    }
+
+    /// Opens the chosen device.
+    pub fn open(&self) -> Result<DeviceRef> {
+        choose::open(&self.choice(), GpuOptions::default())
+    }
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Auto => "auto",
+            Backend::Vulkan => "vulkan",
+            Backend::Metal => "metal",
+            Backend::Dx12 => "dx12",
+        }
+    }
+}
+
+/// The data that the settings name; the built-in shop if none.
+fn load_data(config: &Config) -> Result<Dataset> {
+    let path = (!config.data.path.is_empty()).then(|| Path::new(&config.data.path));
+    let options = LoadOptions {
+        protocol: match config.data.protocol {
+            config::Protocol::Auto => None,
+            config::Protocol::LeaveOneOut => Some(Protocol::LeaveOneOut),
+            config::Protocol::TimeSplit => Some(Protocol::TimeSplit),
+        },
+        max_history: (config.data.max_history > 0).then_some(config.data.max_history),
+    };
+    crate::data::load(path, options)
+}
+
+/// The graphics interfaces to reach a GPU by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Whichever the adapter offers
+    #[default]
+    Auto,
+    Vulkan,
+    Metal,
+    Dx12,
+}
+
+/// Checks the form of a `key=value` argument; what it says is checked by [`Config::load`].
+fn setting(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("a setting is written key=value, for example sft.lr=0.001".into()),
+    }
+}
+
+/// Every setting with its doc and default, for the long help.
+fn settings_help() -> String {
+    format!(
+        "Settings, with their defaults, as in a --config file (on the command line: rl.steps=500):\n\n{}",
+        Config::default().resolved_toml()
+    )
+}
+
+/// The exit code of the program, after showing an error as one line on stderr.
+///
+/// A reader of stdout that has gone (`vstar recommend | head`) is no error.
+pub fn finish(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Err(error) if !is_broken_pipe(&error) => {
+            let _ = writeln!(stderr(), "vstar: error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    let chain = format!("{error:#}");
+    let lines: Vec<_> = chain.lines().map(str::trim).collect();
+    lines.join(" ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<serde_json::Error>() {
+            // Keeps its cause to itself.
+            Some(json) => json.io_error_kind(),
+            None => cause.downcast_ref().map(std::io::Error::kind),
+        };
+        kind == Some(ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        let error = anyhow!("first\n  second").context("what was done");
+        assert_eq!(one_line(&error), "what was done: first second");
+    }
+
+    #[test]
+    fn a_broken_pipe_is_told_from_other_errors() {
+        let closed = || std::io::Error::from(ErrorKind::BrokenPipe);
+        let missing = std::io::Error::from(ErrorKind::NotFound);
+        let wrapped = Err::<(), _>(closed()).context("cannot write").unwrap_err();
+        assert!(is_broken_pipe(&wrapped));
+        assert!(is_broken_pipe(&serde_json::Error::io(closed()).into()));
+        assert!(!is_broken_pipe(&missing.into()));
+        assert!(!is_broken_pipe(&anyhow!("broken pipe")));
+    }
+}

@@ -71,14 +71,25 @@ fn names(adapters: &[wgpu::Adapter]) -> String {
         .join(", ")
 }
 
+/// Why `auto` takes the CPU device.
+pub const NO_HARDWARE: &str =
+    "no hardware GPU found (a software adapter is used only with --device gpu)";
+
 /// The adapter a choice names; `None` for the CPU device.
 pub fn choose_adapter(choice: &DeviceChoice) -> Result<Option<wgpu::Adapter>> {
     if choice.device == "cpu" {
         return Ok(None);
     }
     let mut adapters = adapters(&choice.backend)?;
+    let index = choose_index(&choice.device, &adapters)?;
+    Ok(index.map(|i| adapters.swap_remove(i)))
+}
+
+/// Which of `adapters` the `--device` text names; `None` for the CPU device. Errors: it names none of them.
+pub fn choose_index(device: &str, adapters: &[wgpu::Adapter]) -> Result<Option<usize>> {
     let best = (0..adapters.len()).min_by_key(|&i| rank(&adapters[i]));
-    let index = match choice.device.as_str() {
+    let index = match device {
+        "cpu" => return Ok(None),
         "auto" => match best {
             Some(i) if !is_software(&adapters[i]) => i,
             _ => return Ok(None),
@@ -104,12 +115,12 @@ pub fn choose_adapter(choice: &DeviceChoice) -> Result<Option<wgpu::Adapter>> {
                 Some(i) => i,
                 None => bail!(
                     "--device {text}: no such adapter ({}); use auto, cpu, gpu, an index or part of a name",
-                    names(&adapters)
+                    names(adapters)
                 ),
             }
         }
     };
-    Ok(Some(adapters.swap_remove(index)))
+    Ok(Some(index))
 }
 
 /// Opens the chosen device.
@@ -123,7 +134,7 @@ pub fn open(choice: &DeviceChoice, options: GpuOptions) -> Result<DeviceRef> {
 /// One line that says which device a run uses and why.
 pub fn explain(choice: &DeviceChoice, info: &DeviceInfo) -> String {
     if choice.device == "auto" && info.backend == "cpu" {
-        format!("{info}: no hardware GPU found (a software adapter is used only with --device gpu)")
+        format!("{info}: {NO_HARDWARE}")
     } else {
         info.to_string()
     }

@@ -123,14 +123,18 @@ impl Device for Cpu {
         let mut state = self.state.lock().unwrap();
         state.counters.submissions += 1;
         state.counters.launches += stream.launches.len() as u64;
-        for launch in &stream.launches {
-            let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
-            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
-                *slot = (state.pointer(slice), slice.len as usize);
+        // From inside the pool: a twin's threads then start at once instead of being woken from outside.
+        let state = &mut *state;
+        rayon::scope(|_| {
+            for launch in &stream.launches {
+                let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
+                for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
+                    *slot = (state.pointer(slice), slice.len as usize);
+                }
+                // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
+                (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
             }
-            // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
-            (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
-        }
+        });
         Ok(())
     }
 

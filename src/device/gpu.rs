@@ -82,10 +82,21 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
         .join(" ")
 }
 
+/// What is known of an adapter before it is opened.
+pub fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
+    let about = adapter.get_info();
+    DeviceInfo {
+        software: about.device_type == wgpu::DeviceType::Cpu,
+        name: about.name,
+        backend: about.backend.to_string(),
+        driver: format!("{} {}", about.driver, about.driver_info),
+    }
+}
+
 impl Gpu {
     /// Opens `adapter`. Errors: the adapter lacks wgpu's default limits, or its driver refuses a device.
     pub fn open(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Gpu> {
-        let about = adapter.get_info();
+        let info = describe(adapter);
         let mut limits = wgpu::Limits::default();
         if !options.bare {
             let own = adapter.limits();
@@ -101,7 +112,7 @@ impl Gpu {
         .map_err(|e| {
             anyhow!(
                 "adapter `{}` refused a device: {} (try another with --device)",
-                about.name,
+                info.name,
                 one_line(&e)
             )
         })?;
@@ -132,12 +143,7 @@ impl Gpu {
             scratch: Vec::new(),
         };
         Ok(Gpu {
-            info: DeviceInfo {
-                software: about.device_type == wgpu::DeviceType::Cpu,
-                name: about.name,
-                backend: about.backend.to_string(),
-                driver: format!("{} {}", about.driver, about.driver_info),
-            },
+            info,
             options,
             device,
             queue,

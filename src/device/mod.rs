@@ -8,7 +8,9 @@ pub mod choose;
 pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
+pub mod report;
 pub mod stream;
+pub mod trial;
 
 use anyhow::Result;
 use serde::Serialize;

@@ -1,25 +1,43 @@
-//! `dst[r] = src[index[r]]`, row by row.
+//! Rows by index: `dst[i, :] = src[index[i], :]` and its gradient `dst[index[i], :] += src[i, :]` (indices distinct, so
+//! every element has one owner and the sum needs no atomics).
 //!
-//! Shapes: `src` `[n, width]`, `index` u32 `[rows]`, `dst` `[rows, width]`. Floor: 8 bytes per element of `dst`.
+//! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
+use rayon::prelude::*;
 
-params! { Params { rows: u32, width: u32 } }
+params! {
+    /// `rows` indexed rows of `width` elements.
+    Params { rows: u32, width: u32 }
+}
 
-pub static GATHER_ROWS: Kernel = Kernel {
-    name: "gather",
-    source: include_str!("../../shaders/gather.wgsl"),
-    entry: "main",
-    constants: &[],
-    params: Params::FIELDS,
-    bindings: bindings![src: In F32, index: In U32, dst: Out F32],
-    twin,
-};
+const fn kernel(name: &'static str, entry: &'static str, twin: fn(&Args)) -> Kernel {
+    Kernel {
+        name,
+        source: include_str!("../../shaders/gather.wgsl"),
+        entry,
+        constants: &[],
+        params: Params::FIELDS,
+        bindings: bindings![src: In F32, index: In U32, dst: Out F32],
+        twin,
+    }
+}
 
-/// Copies the rows of `src` that `index` names to `dst`.
+pub static GATHER_ROWS: Kernel = kernel("gather_rows", "gather", gather_twin);
+pub static SCATTER_ADD_ROWS: Kernel = kernel("gather_scatter_add", "scatter_add", scatter_add_twin);
+
+fn push(s: &mut Stream, kernel: &'static Kernel, slices: [Slice; 3], rows: usize, width: usize) {
+    let params = Params {
+        rows: rows as u32,
+        width: width as u32,
+    };
+    s.push(kernel, &params, &slices, Grid::cover(rows * width, 256));
+}
+
+/// `dst[i, :] = src[index[i], :]` for `rows` indices; rows are `width` wide on both sides.
 pub fn gather_rows(
     s: &mut Stream,
     src: Slice,
@@ -28,52 +46,141 @@ pub fn gather_rows(
     rows: usize,
     width: usize,
 ) {
-    let params = Params {
-        rows: rows as u32,
-        width: width as u32,
-    };
-    s.push(
-        &GATHER_ROWS,
-        &params,
-        &[src, index, dst],
-        Grid::cover(rows * width, 256),
-    );
+    push(s, &GATHER_ROWS, [src, index, dst], rows, width);
 }
 
-fn twin(args: &Args) {
+/// `dst[index[i], :] += src[i, :]` for `rows` distinct indices.
+pub fn scatter_add_rows(
+    s: &mut Stream,
+    src: Slice,
+    index: Slice,
+    dst: Slice,
+    rows: usize,
+    width: usize,
+) {
+    push(s, &SCATTER_ADD_ROWS, [src, index, dst], rows, width);
+}
+
+fn gather_twin(args: &Args) {
     let p: Params = args.params();
-    let width = p.width as usize;
+    let (rows, width) = (p.rows as usize, p.width as usize);
+    let (src, index) = (args.f32(0), args.u32(1));
+    args.f32_mut(2)[..rows * width]
+        .par_chunks_mut(width)
+        .zip(&index[..rows])
+        .with_min_len((16 * 1024usize).div_ceil(width))
+        .for_each(|(dst, &row)| dst.copy_from_slice(&src[row as usize * width..][..width]));
+}
+
+/// Serial: the rows it writes are not known to be apart, and the loop is bound by memory.
+fn scatter_add_twin(args: &Args) {
+    let p: Params = args.params();
+    let (rows, width) = (p.rows as usize, p.width as usize);
     let (src, index, dst) = (args.f32(0), args.u32(1), args.f32_mut(2));
-    for (to, &from) in dst.chunks_exact_mut(width).zip(&index[..p.rows as usize]) {
-        to.copy_from_slice(&src[from as usize * width..][..width]);
+    for (src, &row) in src[..rows * width].chunks_exact(width).zip(index) {
+        for (y, x) in dst[row as usize * width..][..width].iter_mut().zip(src) {
+            *y += x;
+        }
     }
 }
 
+/// (rows of the long side, indices, width).
+const SHAPES: [(usize, usize, usize); 5] = [
+    (1, 1, 1),
+    (7, 3, 5),
+    (257, 131, 3),
+    (64, 64, 64),
+    (300, 299, 67),
+];
+
+/// `count` distinct indices below `rows`.
+fn distinct(h: &mut Harness, rows: usize, count: usize) -> Vec<u32> {
+    let mut all: Vec<u32> = (0..rows as u32).collect();
+    h.draws().shuffle(&mut all);
+    all.truncate(count);
+    all
+}
+
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for (n, rows, width) in [(1, 1, 1), (9, 5, 67), (3, 300, 2)] {
-        let src = h.random("src", n * width);
-        let index = h.random_below("index", rows, n);
-        let dst = h.random("dst", rows * width);
+    for (long, rows, width) in SHAPES {
+        let index = distinct(h, long, rows);
+        let index = h.u32("index", &index);
+        let (table, part) = (
+            h.random("table", long * width),
+            h.random("part", rows * width),
+        );
         gather_rows(
             h.stream(),
-            src.slice(),
+            table.slice(),
             index.slice(),
-            dst.slice(),
+            part.slice(),
+            rows,
+            width,
+        );
+        let grown = h.random("grown", long * width);
+        scatter_add_rows(
+            h.stream(),
+            part.slice(),
+            index.slice(),
+            grown.slice(),
             rows,
             width,
         );
         h.run()?;
-        h.read_u32(&dst)?;
+        h.read_u32(&part)?;
+        h.read_u32(&grown)?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::kernels::harness::devices;
 
     #[test]
     fn shader_equals_twin() {
-        devices::lockstep(super::cases);
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn moves_the_named_rows() {
+        devices::each(|h| {
+            for (long, rows, width) in SHAPES {
+                let index = distinct(h, long, rows);
+                let index = h.u32("index", &index);
+                let (table, part) = (
+                    h.random("table", long * width),
+                    h.random("part", rows * width),
+                );
+                gather_rows(
+                    h.stream(),
+                    table.slice(),
+                    index.slice(),
+                    part.slice(),
+                    rows,
+                    width,
+                );
+                let grown = h.random("grown", long * width);
+                scatter_add_rows(
+                    h.stream(),
+                    part.slice(),
+                    index.slice(),
+                    grown.slice(),
+                    rows,
+                    width,
+                );
+                h.run().unwrap();
+                let (table, mut sum, mut picked) = (table.f64(), grown.f64(), Vec::new());
+                for &row in &index.words {
+                    for j in row as usize * width..(row as usize + 1) * width {
+                        picked.push(table[j]);
+                        sum[j] += table[j];
+                    }
+                }
+                h.expect(&part, &picked, 0.0);
+                h.expect(&grown, &sum, 1e-6);
+            }
+        });
     }
 }

@@ -20,7 +20,7 @@ pub fn exp(x: f32) -> f32 {
     p = f32::mul_add(p, r, 0.5);
     p = f32::mul_add(p, r, 1.0);
     p = f32::mul_add(p, r, 1.0);
-    let scale = f32::from_bits(((k as i32 + 127) as u32) << 23);
+    let scale = f32::from_bits(((k as i32).wrapping_add(127) as u32) << 23);
     if x < -87.0 { 0.0 } else { p * scale }
 }
 

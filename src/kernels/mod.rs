@@ -1,15 +1,35 @@
 //! Kernels. An op lives under its one name: `shaders/NAME.wgsl` and `src/kernels/NAME.rs` (formula, shapes,
 //! parameters, launch, CPU twin, tests).
 
+pub mod adamw;
+pub mod add;
+pub mod advantage;
+pub mod attention;
 pub mod beam;
 pub mod candidates;
+pub mod column_sum;
+pub mod embedding;
 pub mod expand;
 pub mod fill;
 pub mod gather;
+pub mod grad_norm;
 pub mod harness;
+pub mod log_softmax;
 pub mod math;
+pub mod matmul;
+mod matmul_cpu;
+pub mod objective;
+pub mod reduce;
+pub mod rng;
+pub mod rmsnorm;
+pub mod rope;
+pub mod rows;
 pub mod sample;
 pub mod search;
+pub mod silu;
+pub mod swiglu;
+pub mod td;
+pub mod tree_tables;
 pub mod ved_select;
 
 use crate::device::Kernel;
@@ -18,25 +38,80 @@ use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
 pub static ALL: &[&Kernel] = &[
+    &adamw::ADAMW,
+    &add::ADD,
+    &add::ADD_IN_PLACE,
+    &advantage::ADVANTAGE,
+    &attention::BACKWARD_KEY_VALUE,
+    &attention::BACKWARD_QUERY,
+    &attention::DELTA,
+    &attention::FORWARD,
     &beam::BEAM,
     &candidates::CANDIDATES,
+    &column_sum::COLUMN_SUM,
+    &embedding::EMBEDDING,
+    &embedding::EMBEDDING_BACKWARD,
     &expand::EXPAND,
     &fill::FILL,
     &gather::GATHER_ROWS,
+    &gather::SCATTER_ADD_ROWS,
+    &grad_norm::FINISH,
+    &grad_norm::PARTIAL,
+    &log_softmax::BACKWARD,
+    &log_softmax::FORWARD,
+    &matmul::NN,
+    &matmul::NN_VEC4,
+    &matmul::NT,
+    &matmul::NT_VEC4,
+    &matmul::TN,
+    &matmul::TN_VEC4,
+    &objective::OBJECTIVE,
+    &reduce::COLUMNS,
+    &reduce::DOT,
+    &rmsnorm::BACKWARD,
+    &rmsnorm::BACKWARD_IN_PLACE,
+    &rmsnorm::FORWARD,
+    &rmsnorm::WEIGHT_PARTIAL,
+    &rmsnorm::WEIGHT_SUM,
+    &rng::RNG,
+    &rope::BACKWARD,
+    &rope::FORWARD,
     &sample::SAMPLE,
     &search::SEARCH_BEGIN,
+    &silu::SILU,
+    &silu::SILU_BACKWARD,
+    &swiglu::SWIGLU,
+    &swiglu::SWIGLU_BACKWARD,
+    &td::TD,
     &ved_select::VED_SELECT,
 ];
 
 /// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
 pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+    ("adamw", adamw::cases),
+    ("add", add::cases),
+    ("advantage", advantage::cases),
+    ("attention", attention::cases),
     ("beam", beam::cases),
     ("candidates", candidates::cases),
+    ("column_sum", column_sum::cases),
+    ("embedding", embedding::cases),
     ("expand", expand::cases),
     ("fill", fill::cases),
     ("gather", gather::cases),
+    ("grad_norm", grad_norm::cases),
+    ("log_softmax", log_softmax::cases),
+    ("matmul", matmul::cases),
+    ("objective", objective::cases),
+    ("reduce", reduce::cases),
+    ("rmsnorm", rmsnorm::cases),
+    ("rng", rng::cases),
+    ("rope", rope::cases),
     ("sample", sample::cases),
     ("search", search::cases),
+    ("silu", silu::cases),
+    ("swiglu", swiglu::cases),
+    ("td", td::cases),
     ("ved_select", ved_select::cases),
 ];
 
@@ -44,8 +119,11 @@ pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
 const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("grow", include_str!("../../shaders/shared/grow.wgsl")),
+    ("keys", include_str!("../../shaders/shared/keys.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+    ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("search", include_str!("../../shaders/shared/search.wgsl")),
+    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
 ];
 
 /// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.

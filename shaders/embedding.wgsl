@@ -1,0 +1,18 @@
+// out[t, :] = table[token(t), :], token(t) = rows[t, 0]. One invocation per element of out.
+struct Params { tokens: u32, width: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> table: array<f32>;
+@group(0) @binding(2) var<storage, read> rows: array<u32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+//!include grid
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group, groups) * 256u + lane;
+    if i < p.tokens * p.width {
+        let t = i / p.width;
+        out[i] = table[rows[t * 8u] * p.width + (i - t * p.width)];
+    }
+}

@@ -1,0 +1,42 @@
+// dx (+)= rstd * (w * dy - x * rstd^2 * mean(w * dy * x)). One workgroup per vector, as in the forward.
+struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, accumulate: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(3) var<storage, read> rstd: array<f32>;
+@group(0) @binding(4) var<storage, read> dy: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+
+//!include grid
+
+const LANES: u32 = 64u;
+var<workgroup> partial: array<f32, LANES>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let v = group_number(group, groups);
+    if v >= p.vectors {
+        return;
+    }
+    let at = (v / p.per_row) * p.stride + p.offset + (v % p.per_row) * p.dim;
+    var sum = 0.0;
+    for (var j = lane; j < p.dim; j += LANES) {
+        sum = fma(dy[at + j] * w[j], x[at + j], sum);
+    }
+    partial[lane] = sum;
+    workgroupBarrier();
+    var product = 0.0;
+    for (var i = 0u; i < LANES; i++) {
+        product += partial[i];
+    }
+    let r = rstd[v];
+    let pull = r * r * product / f32(p.dim);
+    for (var j = lane; j < p.dim; j += LANES) {
+        var g = r * (w[j] * dy[at + j] - x[at + j] * pull);
+        if p.accumulate != 0u {
+            g += dx[at + j];
+        }
+        dx[at + j] = g;
+    }
+}

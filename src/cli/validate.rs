@@ -1,0 +1,355 @@
+//! `vstar validate`: is this GPU right?
+
+use std::collections::BTreeMap;
+use std::io::{Write, stdout};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use serde::Serialize;
+
+use super::DeviceArgs;
+use crate::device::choose::{NO_HARDWARE, adapters, choose_index};
+use crate::device::gpu::{Gpu, GpuOptions, describe};
+use crate::device::lockstep::{TOLERANCE, Worst};
+use crate::device::trial::attempt;
+use crate::device::{DeviceInfo, DeviceRef};
+use crate::kernels;
+use crate::kernels::harness::{Harness, lockstep_pair};
+
+/// Check every kernel of this device against its twin on the CPU
+///
+/// Runs every kernel over many shapes, then a whole step of fine-tuning and one of reinforcement
+/// learning in lockstep, and prints the worst relative error of each. Everything is done twice: as
+/// the adapter offers, and under the least limits any adapter has, with every access checked. Fails
+/// if any error is too large.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vstar validate --device gpu
+  vstar validate --device llvmpipe --kernel attention")]
+pub struct Args {
+    /// Only the kernels whose name contains this; the whole steps are then left out
+    #[arg(long, value_name = "PATTERN")]
+    kernel: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// The whole steps that follow the kernels: (name, what runs one step on the device it is given).
+///
+/// The device is a lockstep of the CPU and the GPU under test, both fresh: run the step's streams on
+/// it as on any other, and every launch is compared.
+const WHOLE_STEPS: &[(&str, Step)] = &[];
+
+type Step = fn(&DeviceRef) -> Result<()>;
+type Cases = fn(&mut Harness) -> Result<()>;
+
+/// How the adapter is opened for each of the two comparisons.
+const OPENINGS: [(&str, GpuOptions); 2] = [
+    (
+        "with the adapter's own limits",
+        GpuOptions {
+            checked: false,
+            bare: false,
+        },
+    ),
+    (
+        "under default limits, checked",
+        GpuOptions {
+            checked: true,
+            bare: true,
+        },
+    ),
+];
+
+/// For one comparison; software adapters are slow, but a GPU that hangs must be told from them.
+const LIMIT: Duration = Duration::from_secs(900);
+
+#[derive(Clone, Copy)]
+enum Check {
+    Kernel(&'static str, Cases),
+    Step(&'static str, Step),
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Check::Kernel(name, _) | Check::Step(name, _) => name,
+        }
+    }
+
+    /// Runs it on a lockstep of the CPU and `adapter`; what was compared, and whether it agreed.
+    fn run(self, adapter: &wgpu::Adapter, options: GpuOptions) -> Result<(Worst, Result<()>)> {
+        let adapter = adapter.clone();
+        attempt(LIMIT, move || {
+            let pair = lockstep_pair(Arc::new(Gpu::open(&adapter, options)?));
+            let device: DeviceRef = pair.clone();
+            let outcome = match self {
+                Check::Kernel(_, cases) => cases(&mut Harness::new(device)),
+                Check::Step(_, step) => step(&device),
+            };
+            Ok((pair.worst(), outcome))
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    device: DeviceInfo,
+    tolerance: f64,
+    checks: Vec<Row>,
+    passed: usize,
+    failed: usize,
+}
+
+/// What came of one check, both openings together.
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    launches: u64,
+    /// None where it is not finite, or nothing was compared.
+    worst_relative_error: Option<f64>,
+    /// By kernel: several forms may share a name.
+    kernels: BTreeMap<&'static str, KernelRow>,
+    passed: bool,
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct KernelRow {
+    launches: u64,
+    worst_relative_error: f64,
+}
+
+impl Row {
+    fn of(check: Check, adapter: &wgpu::Adapter) -> Row {
+        let mut kernels: BTreeMap<_, KernelRow> = BTreeMap::new();
+        let mut errors = Vec::new();
+        for (how, options) in OPENINGS {
+            let (worst, outcome) = match check.run(adapter, options) {
+                Ok(compared) => compared,
+                Err(error) => (Worst::new(), Err(error)),
+            };
+            match outcome {
+                Err(error) => errors.push(format!("{how}: {error:#}")),
+                Ok(()) if worst.is_empty() => errors.push(format!("{how}: nothing was compared")),
+                Ok(()) => {}
+            }
+            for (kernel, (error, launches)) in worst {
+                let row = kernels.entry(kernel).or_insert(KernelRow {
+                    launches: 0,
+                    worst_relative_error: 0.0,
+                });
+                row.launches += launches;
+                row.worst_relative_error = row.worst_relative_error.max(error);
+            }
+        }
+        let worst = kernels.values().map(|k| k.worst_relative_error);
+        Row {
+            name: check.name(),
+            launches: kernels.values().map(|k| k.launches).sum(),
+            worst_relative_error: worst.reduce(f64::max).filter(|error| error.is_finite()),
+            kernels,
+            passed: errors.is_empty(),
+            error: (!errors.is_empty()).then(|| errors.join("; ")),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write, width: usize) -> Result<()> {
+        let error = match self.worst_relative_error {
+            Some(error) => format!("{error:.1e}"),
+            None => "-".into(),
+        };
+        let verdict = if self.passed { "PASS" } else { "FAIL" };
+        write!(
+            out,
+            "{:width$}  {:>8}  {error:>11}  {verdict}",
+            self.name, self.launches
+        )?;
+        if let Some(message) = &self.error {
+            let lines: Vec<_> = message.lines().map(str::trim).collect();
+            write!(out, "  {}", lines.join(" "))?;
+        }
+        writeln!(out)?;
+        Ok(out.flush()?)
+    }
+}
+
+/// Compares.
+///
+/// # Errors
+/// There is no GPU to compare, no kernel of that name, or some comparison fails.
+pub fn run(args: Args) -> Result<()> {
+    let checks = select(args.kernel.as_deref())?;
+    let adapter = subject(&args.device)?;
+    let device = describe(&adapter);
+    let width = checks
+        .iter()
+        .map(|check| check.name().len())
+        .max()
+        .unwrap_or(0)
+        .max(6);
+    let mut out = stdout().lock();
+    if !args.json {
+        writeln!(out, "{device} against the CPU, tolerance {TOLERANCE:.0e}")?;
+        writeln!(out, "{:width$}  launches  worst error", "kernel")?;
+    }
+    let mut rows = Vec::new();
+    for check in checks {
+        let row = Row::of(check, &adapter);
+        if !args.json {
+            row.write(&mut out, width)?;
+        }
+        rows.push(row);
+    }
+    let failed = rows.iter().filter(|row| !row.passed).count();
+    let passed = rows.len() - failed;
+    let first = rows
+        .iter()
+        .find_map(|row| Some(format!("{} {}", row.name, row.error.as_ref()?)));
+    if args.json {
+        let report = Report {
+            device,
+            tolerance: TOLERANCE,
+            checks: rows,
+            passed,
+            failed,
+        };
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        writeln!(out, "{passed} passed, {failed} failed")?;
+    }
+    match first {
+        Some(first) => bail!(
+            "{failed} of {} checks failed, first {first}",
+            passed + failed
+        ),
+        None => Ok(()),
+    }
+}
+
+/// The kernels whose name contains the pattern; all of them, and the whole steps, without one.
+fn select(pattern: Option<&str>) -> Result<Vec<Check>> {
+    let matching = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
+    let kernels = kernels::CASES.iter().filter(|(name, _)| matching(name));
+    let mut checks: Vec<_> = kernels
+        .map(|&(name, cases)| Check::Kernel(name, cases))
+        .collect();
+    match pattern {
+        None => checks.extend(
+            WHOLE_STEPS
+                .iter()
+                .map(|&(name, step)| Check::Step(name, step)),
+        ),
+        Some(pattern) => {
+            let known: Vec<_> = kernels::CASES.iter().map(|(name, _)| *name).collect();
+            ensure!(
+                !checks.is_empty(),
+                "--kernel {pattern}: no kernel's name contains it; there are {}",
+                known.join(", ")
+            );
+        }
+    }
+    Ok(checks)
+}
+
+/// The adapter to check. The CPU device is none: it would only be compared with itself.
+fn subject(args: &DeviceArgs) -> Result<wgpu::Adapter> {
+    let choice = args.choice();
+    ensure!(
+        choice.device != "cpu",
+        "--device cpu: the CPU is what a GPU is compared with, and comparing it with itself proves nothing; choose a \
+         GPU, or a software adapter with --device gpu"
+    );
+    let mut found = adapters(&choice.backend)?;
+    match choose_index(&choice.device, &found)? {
+        Some(index) => Ok(found.swap_remove(index)),
+        None => bail!("nothing to validate: {NO_HARDWARE}; `vstar doctor` lists the adapters"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::choose::{DeviceChoice, choose_adapter};
+    use crate::device::{Buffer, Grid, Kernel, Stream};
+    use crate::kernels::fill::{FILL, Params, fill_u32};
+
+    fn row(check: Check) -> Row {
+        let choice = DeviceChoice {
+            device: "gpu".into(),
+            ..Default::default()
+        };
+        Row::of(check, &choose_adapter(&choice).unwrap().unwrap())
+    }
+
+    #[track_caller]
+    fn fails_with(row: &Row, parts: &[&str]) {
+        assert!(!row.passed);
+        let message = row.error.as_ref().unwrap();
+        for part in parts {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    /// Same shader, a twin that is wrong in one element.
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        twin: |args| {
+            let p: Params = args.params();
+            let y = args.u32_mut(0);
+            y.fill(p.value);
+            y[5] = 0;
+        },
+        ..FILL
+    };
+
+    fn broken_step(device: &DeviceRef) -> Result<()> {
+        let y = Buffer::new(device, "y", 8)?;
+        let mut stream = Stream::new();
+        fill_u32(&mut stream, y.all(), 2);
+        stream.push(&BROKEN, &Params { n: 8, value: 7 }, &[y.all()], Grid(1));
+        device.run(&stream)
+    }
+
+    #[test]
+    fn a_wrong_launch_is_named_under_both_openings() {
+        let row = row(Check::Step("step", broken_step));
+        fails_with(
+            &row,
+            &[
+                "own limits: launch 1 of 2: kernel broken, output `y`",
+                "element 5",
+            ],
+        );
+        fails_with(&row, &["; under default limits, checked: launch 1 of 2"]);
+        assert_eq!(row.launches, 4);
+        assert_eq!(row.worst_relative_error, Some(1.0 / 8.0));
+        assert_eq!(row.kernels["fill"].worst_relative_error, 0.0);
+        let mut line = Vec::new();
+        row.write(&mut line, 6).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        assert!(
+            line.starts_with("step           4       1.2e-1  FAIL  with"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_check_that_compares_nothing_or_panics_does_not_pass() {
+        fails_with(
+            &row(Check::Step("idle", |_| Ok(()))),
+            &["nothing was compared"],
+        );
+        fails_with(
+            &row(Check::Kernel("lost", |_| panic!("lost"))),
+            &["panicked: lost"],
+        );
+    }
+}

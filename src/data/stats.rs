@@ -1,0 +1,286 @@
+//! What a person wants to know of a dataset before training on it: `vstar data`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Dataset, Example, Protocol};
+use crate::catalog::{Collisions, LevelShape};
+
+/// Figures of a dataset; prints as aligned text, serialises as JSON.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    pub name: String,
+    pub protocol: Protocol,
+    pub users: usize,
+    pub items: usize,
+    pub interactions: Interactions,
+    pub sids: usize,
+    pub collisions: Collisions,
+    pub codebooks: Vec<u32>,
+    pub vocabulary: usize,
+    pub trie_nodes: usize,
+    /// Branching by depth of the parent.
+    pub trie: Vec<LevelShape>,
+    pub train_lengths: Lengths,
+    pub test_histories: Lengths,
+    pub valid: usize,
+    pub test: usize,
+    pub max_history: usize,
+    pub beam: usize,
+    pub popularity: Popularity,
+    pub worth: Worth,
+    pub warnings: Vec<String>,
+}
+
+/// Interactions by use: each training interaction once, and one for each target.
+#[derive(Clone, Debug, Serialize)]
+pub struct Interactions {
+    pub train: usize,
+    pub valid: usize,
+    pub test: usize,
+}
+
+/// Distribution of a number of items.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lengths {
+    pub count: usize,
+    pub min: usize,
+    /// Lower median.
+    pub median: usize,
+    pub mean: f64,
+    pub max: usize,
+}
+
+/// How training interactions spread over the items.
+#[derive(Clone, Debug, Serialize)]
+pub struct Popularity {
+    /// 0: all items equally popular; towards 1: one item has everything.
+    pub gini: f64,
+    /// Share of the training interactions on the most popular tenth of the items.
+    pub top_tenth: f64,
+    /// Items no training sequence holds.
+    pub untrained_items: usize,
+    /// Test examples whose target no training sequence holds.
+    pub untrained_targets: usize,
+}
+
+/// Worth over the items.
+#[derive(Clone, Debug, Serialize)]
+pub struct Worth {
+    pub min: f32,
+    pub mean: f64,
+    pub max: f32,
+}
+
+impl Lengths {
+    fn of(mut lengths: Vec<usize>) -> Lengths {
+        lengths.sort_unstable();
+        let count = lengths.len();
+        Lengths {
+            count,
+            min: lengths.first().copied().unwrap_or(0),
+            median: lengths
+                .get(count.saturating_sub(1) / 2)
+                .copied()
+                .unwrap_or(0),
+            mean: lengths.iter().sum::<usize>() as f64 / count.max(1) as f64,
+            max: lengths.last().copied().unwrap_or(0),
+        }
+    }
+}
+
+/// Gini coefficient of `counts`: 0 when all are equal, (n - 1) / n when one has everything; 0 when there is nothing.
+pub fn gini(counts: &[u32]) -> f64 {
+    let mut sorted = counts.to_vec();
+    sorted.sort_unstable();
+    let n = sorted.len() as f64;
+    let total: f64 = sorted.iter().map(|&count| count as f64).sum();
+    if total == 0.0 {
+        return 0.0;
+    }
+    let ranked: f64 = sorted
+        .iter()
+        .enumerate()
+        .map(|(at, &count)| (2.0 * (at as f64 + 1.0) - n - 1.0) * count as f64)
+        .sum();
+    ranked / (n * total)
+}
+
+impl Stats {
+    /// Counts everything.
+    pub fn of(data: &Dataset) -> Stats {
+        let catalog = &data.catalog;
+        let counts = data.item_counts();
+        let mut by_popularity = counts.clone();
+        by_popularity.sort_unstable_by(|a, b| b.cmp(a));
+        let train: usize = data.train.iter().map(Vec::len).sum();
+        let top: u32 = by_popularity[..catalog.items().div_ceil(10)].iter().sum();
+        let untrained = |example: &&Example| counts[example.target as usize] == 0;
+        let worth = catalog.worth();
+        Stats {
+            name: data.name.clone(),
+            protocol: data.protocol,
+            users: data.users.len(),
+            items: catalog.items(),
+            interactions: Interactions {
+                train,
+                valid: data.valid.len(),
+                test: data.test.len(),
+            },
+            sids: catalog.sids(),
+            collisions: catalog.collisions(),
+            codebooks: catalog.codebooks().to_vec(),
+            vocabulary: catalog.vocab_size(),
+            trie_nodes: catalog.trie().nodes(),
+            trie: catalog.trie().shape(),
+            train_lengths: Lengths::of(data.train.iter().map(Vec::len).collect()),
+            test_histories: Lengths::of(data.test.iter().map(|e| e.history.len()).collect()),
+            valid: data.valid.len(),
+            test: data.test.len(),
+            max_history: data.max_history,
+            beam: data.beam,
+            popularity: Popularity {
+                gini: gini(&counts),
+                top_tenth: top as f64 / train as f64,
+                untrained_items: counts.iter().filter(|&&count| count == 0).count(),
+                untrained_targets: data.test.iter().filter(untrained).count(),
+            },
+            worth: Worth {
+                min: worth.iter().copied().fold(f32::INFINITY, f32::min),
+                mean: worth.iter().map(|&w| w as f64).sum::<f64>() / worth.len() as f64,
+                max: worth.iter().copied().fold(0.0, f32::max),
+            },
+            warnings: data.warnings.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let mut line = |label: &str, text: String| writeln!(f, "{label:<16}{text}");
+        let lengths = |l: &Lengths| {
+            format!(
+                "min {}, median {}, mean {:.1}, max {}",
+                l.min, l.median, l.mean, l.max
+            )
+        };
+        line("dataset", self.name.clone())?;
+        line(
+            "protocol",
+            format!(
+                "{} (history of at most {}, beam {})",
+                self.protocol, self.max_history, self.beam
+            ),
+        )?;
+        line("users", self.users.to_string())?;
+        line("items", self.items.to_string())?;
+        let Interactions { train, valid, test } = self.interactions;
+        line(
+            "interactions",
+            format!(
+                "{} (train {train}, valid {valid}, test {test})",
+                train + valid + test
+            ),
+        )?;
+        let Collisions {
+            sids,
+            items,
+            largest,
+        } = self.collisions;
+        line(
+            "SIDs",
+            format!(
+                "{} distinct; {items} items share {sids}, at most {largest} on one",
+                self.sids
+            ),
+        )?;
+        line(
+            "vocabulary",
+            format!("{} tokens; codebooks {:?}", self.vocabulary, self.codebooks),
+        )?;
+        line("trie", format!("{} nodes", self.trie_nodes))?;
+        for level in &self.trie {
+            line(
+                &format!("  depth {}", level.depth),
+                format!(
+                    "{:>7} nodes, children mean {:.2}, max {}; singletons {:.1} %",
+                    level.nodes,
+                    level.mean_children,
+                    level.max_children,
+                    100.0 * level.singleton_share
+                ),
+            )?;
+        }
+        line(
+            "train",
+            format!(
+                "{} sequences: {}",
+                self.train_lengths.count,
+                lengths(&self.train_lengths)
+            ),
+        )?;
+        line("valid", format!("{} examples", self.valid))?;
+        line(
+            "test",
+            format!(
+                "{} examples; history: {}",
+                self.test,
+                lengths(&self.test_histories)
+            ),
+        )?;
+        let p = &self.popularity;
+        line(
+            "popularity",
+            format!(
+                "Gini {:.3}; top 10 % of the items have {:.1} % of the training interactions",
+                p.gini,
+                100.0 * p.top_tenth
+            ),
+        )?;
+        line(
+            "not in train",
+            format!(
+                "{} items, targets of {} test examples",
+                p.untrained_items, p.untrained_targets
+            ),
+        )?;
+        line(
+            "worth",
+            format!(
+                "min {:.2}, mean {:.2}, max {:.2}",
+                self.worth.min, self.worth.mean, self.worth.max
+            ),
+        )?;
+        for warning in &self.warnings {
+            line("warning", warning.clone())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gini_of_known_distributions() {
+        assert_eq!(gini(&[3, 3, 3, 3]), 0.0);
+        assert_eq!(gini(&[0, 8, 0, 0]), 0.75);
+        assert_eq!(gini(&[0, 0]), 0.0);
+        assert!((gini(&[1, 2, 3]) - 2.0 / 9.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn lengths_of_a_small_sample() {
+        let lengths = Lengths::of(vec![5, 1, 2, 8]);
+        let wanted = Lengths {
+            count: 4,
+            min: 1,
+            median: 2,
+            mean: 4.0,
+            max: 8,
+        };
+        assert_eq!(lengths, wanted);
+    }
+}

@@ -1,0 +1,218 @@
+//! AdamW with decoupled weight decay (Loshchilov & Hutter, 2019; spec 9):
+//!
+//! `g' = scale g`, `m = b1 m + (1 - b1) g'`, `v = b2 v + (1 - b2) g'^2`,
+//! `w -= lr decay w + lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`.
+//!
+//! `scale` and the finite flag come from [`super::grad_norm`], on the device; if the flag is 0 nothing changes. The bias
+//! corrections are computed in f64 on the host.
+//!
+//! Floor: 14n operations, 28n bytes.
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+/// The settings of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyper {
+    pub lr: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// Decoupled: multiplied by `lr`, not added to the gradient. 0 for norms and biases.
+    pub weight_decay: f32,
+    /// Number of this update, from 1.
+    pub step: u32,
+}
+
+params! {
+    Params {
+        n: u32,
+        beta1: f32,
+        beta2: f32,
+        eps: f32,
+        step_size: f32,
+        decay: f32,
+        inverse_sqrt_correction2: f32,
+    }
+}
+
+pub static ADAMW: Kernel = Kernel {
+    name: "adamw",
+    source: include_str!("../../shaders/adamw.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        param: Out F32,
+        grad: In F32,
+        m: Out F32,
+        v: Out F32,
+        norm: In F32,
+    ],
+    twin,
+};
+
+/// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`super::grad_norm::finish`] wrote.
+#[allow(clippy::too_many_arguments)]
+pub fn step(
+    stream: &mut Stream,
+    param: Slice,
+    grad: Slice,
+    m: Slice,
+    v: Slice,
+    norm: Slice,
+    hyper: Hyper,
+    n: usize,
+) {
+    assert!(hyper.step >= 1, "AdamW steps count from 1");
+    let correction = |beta: f32| 1.0 - (beta as f64).powf(hyper.step as f64);
+    let params = Params {
+        n: n as u32,
+        beta1: hyper.beta1,
+        beta2: hyper.beta2,
+        eps: hyper.eps,
+        step_size: (hyper.lr as f64 / correction(hyper.beta1)) as f32,
+        decay: hyper.lr * hyper.weight_decay,
+        inverse_sqrt_correction2: (1.0 / correction(hyper.beta2).sqrt()) as f32,
+    };
+    let slices = [param, grad, m, v, norm];
+    stream.push(&ADAMW, &params, &slices, Grid::cover(n, 256));
+}
+
+fn twin(args: &Args) {
+    const CHUNK: usize = 16_384;
+    let p: Params = args.params();
+    let n = p.n as usize;
+    let norm = args.f32(4);
+    let (scale, finite) = (norm[1], norm[2]);
+    if finite == 0.0 {
+        return;
+    }
+    args.f32_mut(0)[..n]
+        .par_chunks_mut(CHUNK)
+        .zip(args.f32(1)[..n].par_chunks(CHUNK))
+        .zip(args.f32_mut(2)[..n].par_chunks_mut(CHUNK))
+        .zip(args.f32_mut(3)[..n].par_chunks_mut(CHUNK))
+        .for_each(|(((param, grad), m), v)| {
+            for (((w, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+                let g = scale * g;
+                *m = p.beta1 * *m + (1.0 - p.beta1) * g;
+                *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
+                let denominator = v.sqrt() * p.inverse_sqrt_correction2 + p.eps;
+                *w -= p.decay * *w + p.step_size * *m / denominator;
+            }
+        });
+}
+
+const TYPICAL: Hyper = Hyper {
+    lr: 0.1,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.3,
+    step: 3,
+};
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (n, finite) in [(1, 1.0), (255, 1.0), (257, 0.0), (70_001, 1.0)] {
+        let (param, grad, m) = (h.random("param", n), h.random("grad", n), h.random("m", n));
+        let squares: Vec<f32> = m.f64().iter().map(|x| (x * x) as f32).collect();
+        let (v, norm) = (
+            h.f32("v", &squares),
+            h.f32("norm", &[2.0, 0.5, finite, 0.0]),
+        );
+        let state = (param.slice(), m.slice(), v.slice());
+        let g = grad.slice();
+        step(
+            h.stream(),
+            state.0,
+            g,
+            state.1,
+            state.2,
+            norm.slice(),
+            TYPICAL,
+            n,
+        );
+        h.run()?;
+        for buffer in [&param, &m, &v] {
+            h.read_f32(buffer)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::grad_norm;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn five_clipped_steps_match_f64() {
+        const N: usize = 301;
+        const CLIP: f32 = 3.0;
+        devices::each(|h| {
+            let param = h.random("param", N);
+            let (m, v) = (h.f32("m", &[0.0; N]), h.f32("v", &[0.0; N]));
+            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &[0.0; 4]));
+            let mut want = param.f64();
+            let (mut m64, mut v64) = (vec![0.0; N], vec![0.0; N]);
+            for t in 1..=5 {
+                let grad = h.random("grad", N);
+                let hyper = Hyper { step: t, ..TYPICAL };
+                let (w, g) = (param.slice(), grad.slice());
+                let s = h.stream();
+                grad_norm::partial(s, g, partials.slice(), 0, N);
+                grad_norm::finish(s, partials.slice(), 1, CLIP, norm.slice());
+                step(s, w, g, m.slice(), v.slice(), norm.slice(), hyper, N);
+                h.run().unwrap();
+
+                let [lr, b1, b2] = [hyper.lr, hyper.beta1, hyper.beta2].map(f64::from);
+                let g = grad.f64();
+                let length = g.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let scale = (CLIP as f64 / (length + 1e-6)).min(1.0);
+                assert!(scale < 0.5, "the clip is exercised");
+                for i in 0..N {
+                    let g = scale * g[i];
+                    m64[i] = b1 * m64[i] + (1.0 - b1) * g;
+                    v64[i] = b2 * v64[i] + (1.0 - b2) * g * g;
+                    let m_hat = m64[i] / (1.0 - b1.powi(t as i32));
+                    let v_hat: f64 = v64[i] / (1.0 - b2.powi(t as i32));
+                    want[i] *= 1.0 - lr * hyper.weight_decay as f64;
+                    want[i] -= lr * m_hat / (v_hat.sqrt() + hyper.eps as f64);
+                }
+            }
+            h.expect(&param, &want, 2e-6);
+            h.expect(&m, &m64, 2e-6);
+            h.expect(&v, &v64, 2e-6);
+        });
+    }
+
+    #[test]
+    fn a_nan_gradient_changes_nothing() {
+        devices::each(|h| {
+            let mut values = vec![0.1; 300];
+            values[7] = f32::NAN;
+            let (param, grad) = (h.random("param", 300), h.f32("grad", &values));
+            let (m, v) = (h.random("m", 300), h.random("v", 300));
+            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &[0.0; 4]));
+            let (w, g) = (param.slice(), grad.slice());
+            let s = h.stream();
+            grad_norm::partial(s, g, partials.slice(), 0, 300);
+            grad_norm::finish(s, partials.slice(), 1, 1.0, norm.slice());
+            step(s, w, g, m.slice(), v.slice(), norm.slice(), TYPICAL, 300);
+            h.run().unwrap();
+            for buffer in [&param, &m, &v] {
+                h.expect_u32(buffer, &buffer.words);
+            }
+        });
+    }
+}

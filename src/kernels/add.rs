@@ -1,0 +1,111 @@
+//! Elementwise sums: `z = x + y` (residual connections) and `y += x` (gradients that meet).
+//!
+//! Floor: 1 operation and 12 bytes per element.
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+params! {
+    Params { n: u32 }
+}
+
+pub static ADD: Kernel = Kernel {
+    name: "add",
+    source: include_str!("../../shaders/add.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![x: In F32, y: In F32, z: Out F32],
+    twin: add_twin,
+};
+
+pub static ADD_IN_PLACE: Kernel = Kernel {
+    name: "add_in_place",
+    source: include_str!("../../shaders/add_in_place.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![x: In F32, y: Out F32],
+    twin: add_in_place_twin,
+};
+
+/// `z = x + y`, `n` elements.
+pub fn add(s: &mut Stream, x: Slice, y: Slice, z: Slice, n: usize) {
+    let params = Params { n: n as u32 };
+    s.push(&ADD, &params, &[x, y, z], Grid::cover(n, 256));
+}
+
+/// `y += x`, `n` elements.
+pub fn add_in_place(s: &mut Stream, x: Slice, y: Slice, n: usize) {
+    let params = Params { n: n as u32 };
+    s.push(&ADD_IN_PLACE, &params, &[x, y], Grid::cover(n, 256));
+}
+
+/// Elements per task of the twins.
+const CHUNK: usize = 16 * 1024;
+
+fn add_twin(args: &Args) {
+    let n = args.params::<Params>().n as usize;
+    let (x, y) = (&args.f32(0)[..n], &args.f32(1)[..n]);
+    args.f32_mut(2)[..n]
+        .par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)))
+        .for_each(|(z, (x, y))| {
+            for (z, (x, y)) in z.iter_mut().zip(x.iter().zip(y)) {
+                *z = x + y;
+            }
+        });
+}
+
+fn add_in_place_twin(args: &Args) {
+    let n = args.params::<Params>().n as usize;
+    args.f32_mut(1)[..n]
+        .par_chunks_mut(CHUNK)
+        .zip(args.f32(0)[..n].par_chunks(CHUNK))
+        .for_each(|(y, x)| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += x;
+            }
+        });
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for n in [1, 255, 256, 257, CHUNK + 13] {
+        let (x, y, z) = (h.random("x", n), h.random("y", n), h.random("z", n));
+        add(h.stream(), x.slice(), y.slice(), z.slice(), n);
+        add_in_place(h.stream(), x.slice(), y.slice(), n);
+        h.run()?;
+        h.read_u32(&y)?;
+        h.read_u32(&z)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn equals_f64() {
+        devices::each(|h| {
+            for n in [1, 257, CHUNK + 1] {
+                let (x, y, z) = (h.random("x", n), h.random("y", n), h.random("z", n));
+                add(h.stream(), x.slice(), y.slice(), z.slice(), n);
+                add_in_place(h.stream(), x.slice(), y.slice(), n);
+                h.run().unwrap();
+                let want: Vec<f64> = x.f64().iter().zip(y.f64()).map(|(x, y)| x + y).collect();
+                h.expect(&z, &want, 1e-6);
+                h.expect(&y, &want, 1e-6);
+            }
+        });
+    }
+}

@@ -1,0 +1,248 @@
+//! Forest attention with grouped queries (spec 3): every row attends to its prompt and to its chain of ancestors, as
+//! its [`Row`](super::rows::Row) says; `o = softmax(q . k / sqrt(hd)) v` per query head.
+//!
+//! Rows need no padding and no mask: a row's keys are listed by its record. The softmax is online over tiles of keys and
+//! the backward pass recomputes probabilities from the logarithm of the sum (Dao et al., "FlashAttention", 2022):
+//! `ds = p (d_o . v - delta)`, `delta = o . d_o`, `dq = ds k / sqrt(hd)`, `dk = sum ds q / sqrt(hd)`,
+//! `dv = sum p d_o`. A row of `dkv` belongs to one owner that sums over the rows `q_begin .. q_end`: a fixed order.
+//!
+//! Floor for A attended (row, key) pairs: forward 4 A H hd operations, backward 14 A H hd (with one recomputation in
+//! each of its two parts); each of q, kv, o and their gradients once, 4 bytes an element. Short documents are bound by
+//! launches and latency, which is why one workgroup of 64 owns a (row, head): enough groups at any batch, few barriers.
+
+mod twin;
+
+use super::harness::{Harness, TestBuffer};
+use super::rows::{Dims, NONE, Row};
+use crate::device::{Grid, Kernel, Slice, Stream};
+use crate::{bindings, params};
+use anyhow::Result;
+
+params! {
+    Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32 }
+}
+
+params! {
+    DeltaParams { vectors: u32, head_dim: u32 }
+}
+
+pub static FORWARD: Kernel = Kernel {
+    name: "attention",
+    source: include_str!("../../shaders/attention.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
+    twin: twin::forward,
+};
+
+pub static DELTA: Kernel = Kernel {
+    name: "attention_delta",
+    source: include_str!("../../shaders/attention_delta.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: DeltaParams::FIELDS,
+    bindings: bindings![o: In F32, d_o: In F32, delta: Out F32],
+    twin: twin::delta,
+};
+
+pub static BACKWARD_QUERY: Kernel = Kernel {
+    name: "attention_backward_query",
+    source: include_str!("../../shaders/attention_backward_query.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
+    ],
+    twin: twin::backward_query,
+};
+
+pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
+    name: "attention_backward_key_value",
+    source: include_str!("../../shaders/attention_backward_key_value.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
+    ],
+    twin: twin::backward_key_value,
+};
+
+/// The widest head: four columns for each of a workgroup's 64 lanes.
+pub const MAX_HEAD_DIM: usize = 256;
+
+impl Params {
+    fn new(dims: Dims) -> Self {
+        assert!(dims.head_dim <= MAX_HEAD_DIM && dims.heads.is_multiple_of(dims.kv_heads));
+        Params {
+            tokens: dims.tokens as u32,
+            heads: dims.heads as u32,
+            kv_heads: dims.kv_heads as u32,
+            head_dim: dims.head_dim as u32,
+            scale: 1.0 / (dims.head_dim as f32).sqrt(),
+        }
+    }
+}
+
+/// `o` (`[T, H hd]`) and `lse` (`[T, H]`) for the queries `q` (`[T, H hd]`) of `rows`, over the cache `kv`
+/// (`[slots, 2 Hk hd]`); `parent` has an entry for every slot on a chain. A row without keys gets 0 and the mask
+/// constant.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    s: &mut Stream,
+    rows: Slice,
+    parent: Slice,
+    q: Slice,
+    kv: Slice,
+    o: Slice,
+    lse: Slice,
+    dims: Dims,
+) {
+    let slices = [rows, parent, q, kv, o, lse];
+    let grid = Grid::cover(dims.tokens * dims.heads, 1);
+    s.push(&FORWARD, &Params::new(dims), &slices, grid);
+}
+
+/// `dq` (`[T, H hd]`) and `dkv` (`[T, 2 Hk hd]`, by row) from the gradient `d_o` of `o`, both overwritten; `delta`
+/// (`[T, H]`) is scratch. For training forwards: every row's slot is its own index.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    s: &mut Stream,
+    rows: Slice,
+    parent: Slice,
+    q: Slice,
+    kv: Slice,
+    o: Slice,
+    lse: Slice,
+    d_o: Slice,
+    delta: Slice,
+    dq: Slice,
+    dkv: Slice,
+    dims: Dims,
+) {
+    let params = Params::new(dims);
+    let vectors = dims.tokens * dims.heads;
+    let delta_params = DeltaParams {
+        vectors: vectors as u32,
+        head_dim: dims.head_dim as u32,
+    };
+    let grid = Grid::cover(vectors, 64);
+    s.push(&DELTA, &delta_params, &[o, d_o, delta], grid);
+    let slices = [rows, parent, q, kv, lse, d_o, delta, dq];
+    s.push(&BACKWARD_QUERY, &params, &slices, Grid::cover(vectors, 1));
+    let slices = [rows, q, kv, lse, d_o, delta, dkv];
+    let grid = Grid::cover(dims.tokens * dims.kv_heads, 1);
+    s.push(&BACKWARD_KEY_VALUE, &params, &slices, grid);
+}
+
+/// The buffers of one forward and backward, on random data.
+struct Case {
+    dims: Dims,
+    rows: TestBuffer,
+    parent: TestBuffer,
+    q: TestBuffer,
+    kv: TestBuffer,
+    o: TestBuffer,
+    lse: TestBuffer,
+    d_o: TestBuffer,
+    delta: TestBuffer,
+    dq: TestBuffer,
+    dkv: TestBuffer,
+}
+
+impl Case {
+    fn new(h: &mut Harness, rows: &[Row], parent: &[u32], dims: Dims) -> Self {
+        assert_eq!(rows.len(), dims.tokens);
+        let (q, lse) = (dims.tokens * dims.q_width(), dims.tokens * dims.heads);
+        Case {
+            dims,
+            rows: h.u32("rows", bytemuck::cast_slice(rows)),
+            parent: h.u32("parent", parent),
+            q: h.random("q", q),
+            kv: h.random("kv", parent.len() * dims.kv_width()),
+            o: h.random("o", q),
+            lse: h.random("lse", lse),
+            d_o: h.random("d_o", q),
+            delta: h.random("delta", lse),
+            dq: h.random("dq", q),
+            dkv: h.random("dkv", dims.tokens * dims.kv_width()),
+        }
+    }
+
+    fn forward(&self, s: &mut Stream) {
+        let [rows, parent, q, kv] =
+            [&self.rows, &self.parent, &self.q, &self.kv].map(|b| b.slice());
+        let (o, lse) = (self.o.slice(), self.lse.slice());
+        forward(s, rows, parent, q, kv, o, lse, self.dims);
+    }
+
+    fn backward(&self, s: &mut Stream) {
+        let [rows, parent, q, kv] =
+            [&self.rows, &self.parent, &self.q, &self.kv].map(|b| b.slice());
+        let [o, lse, d_o] = [&self.o, &self.lse, &self.d_o].map(|b| b.slice());
+        let [delta, dq, dkv] = [&self.delta, &self.dq, &self.dkv].map(|b| b.slice());
+        backward(
+            s, rows, parent, q, kv, o, lse, d_o, delta, dq, dkv, self.dims,
+        );
+    }
+}
+
+/// Documents of one prompt and a chain of `nodes` tree nodes each, causal, packed as for training.
+fn chains(documents: &[(usize, usize)]) -> (Vec<Row>, Vec<u32>) {
+    let (mut rows, mut parent) = (Vec::new(), Vec::new());
+    for &(prompt, nodes) in documents {
+        let begin = rows.len() as u32;
+        let (body, end) = (begin + prompt as u32, begin + (prompt + nodes) as u32);
+        for slot in begin..end {
+            let node = slot >= body;
+            rows.push(Row {
+                position: slot - begin,
+                kv_begin: begin,
+                kv_end: if node { body } else { slot + 1 },
+                slot,
+                chain: if node { slot } else { NONE },
+                q_begin: slot,
+                q_end: end,
+                ..Row::INACTIVE
+            });
+            parent.push(if slot > body { slot - 1 } else { NONE });
+        }
+    }
+    (rows, parent)
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    let forests: [&[(usize, usize)]; 4] = [
+        &[(1, 1)],
+        &[(1, 3), (7, 2)],
+        &[(64, 4), (3, 66)],
+        &[(65, 1), (2, 5), (61, 7)],
+    ];
+    let shapes = [(1, 1, 1), (2, 1, 6), (3, 3, 20), (4, 2, 64), (2, 1, 129)];
+    for documents in forests {
+        for (heads, kv_heads, head_dim) in shapes {
+            let (mut rows, mut parent) = chains(documents);
+            rows.push(Row::INACTIVE);
+            parent.push(NONE);
+            let dims = Dims {
+                tokens: rows.len(),
+                heads,
+                kv_heads,
+                head_dim,
+            };
+            let case = Case::new(h, &rows, &parent, dims);
+            case.forward(h.stream());
+            case.backward(h.stream());
+            h.run()?;
+            for buffer in [&case.o, &case.lse, &case.delta, &case.dq, &case.dkv] {
+                h.read_f32(buffer)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! The CPU twins: rows in parallel; per (row, head) a tile of scores on the stack, and sums of 64 columns kept in
+//! registers.
+
+use super::{DeltaParams, Params};
+use crate::device::Args;
+use crate::kernels::math::{MASKED, dot, exp};
+use crate::kernels::rows::{Dims, NONE, Row, records};
+use rayon::prelude::*;
+
+/// Keys (or queries) per tile.
+const TILE: usize = 128;
+
+/// One vector of every record of a matrix: vector `r` starts at `r * stride + offset`.
+#[derive(Clone, Copy)]
+struct Vectors<'a> {
+    data: &'a [f32],
+    stride: usize,
+    offset: usize,
+}
+
+impl<'a> Vectors<'a> {
+    #[inline(always)]
+    fn get(&self, record: u32, width: usize) -> &'a [f32] {
+        &self.data[record as usize * self.stride + self.offset..][..width]
+    }
+
+    /// `out[k] = x . vector(records[k])`, for at most [`TILE`] records.
+    fn dots(&self, x: &[f32], records: &[u32], out: &mut [f32]) {
+        let mut sums = [[0.0f32; 4]; TILE];
+        for (&record, sums) in records.iter().zip(&mut sums) {
+            partial_sums(x, self.get(record, x.len()), sums);
+        }
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            *out = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        }
+        let whole = x.len() / 16 * 16;
+        if whole < x.len() {
+            for (&record, out) in records.iter().zip(out) {
+                let y = &self.get(record, x.len())[whole..];
+                for (x, y) in x[whole..].iter().zip(y) {
+                    *out = x.mul_add(*y, *out);
+                }
+            }
+        }
+    }
+
+    /// `y += sum over k of weights[k] * vector(records[k])`.
+    fn accumulate(&self, weights: &[f32], records: &[u32], y: &mut [f32]) {
+        let mut at = 0;
+        while at + 64 <= y.len() {
+            self.accumulate_block::<64>(weights, records, at, y);
+            at += 64;
+        }
+        while at + 16 <= y.len() {
+            self.accumulate_block::<16>(weights, records, at, y);
+            at += 16;
+        }
+        if at < y.len() {
+            for (&weight, &record) in weights.iter().zip(records) {
+                let v = &self.get(record, y.len())[at..];
+                for (y, v) in y[at..].iter_mut().zip(v) {
+                    *y = weight.mul_add(*v, *y);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate_block<const W: usize>(
+        &self,
+        weights: &[f32],
+        records: &[u32],
+        at: usize,
+        y: &mut [f32],
+    ) {
+        let y: &mut [f32; W] = (&mut y[at..at + W]).try_into().expect("W elements");
+        let mut sums = *y;
+        for (&weight, &record) in weights.iter().zip(records) {
+            let v: &[f32; W] = self.get(record, at + W)[at..]
+                .try_into()
+                .expect("W elements");
+            for i in 0..W {
+                sums[i] = weight.mul_add(v[i], sums[i]);
+            }
+        }
+        *y = sums;
+    }
+}
+
+/// Four partial sums of `x . y`, without the last `len % 16` elements. A function of its own, with a vector for an
+/// output: merged into the loop over keys, or summed up here, it is not vectorised as well.
+#[inline(never)]
+fn partial_sums(x: &[f32], y: &[f32], out: &mut [f32; 4]) {
+    let mut sums = [0.0f32; 16];
+    for (x, y) in x.chunks_exact(16).zip(y.chunks_exact(16)) {
+        for i in 0..16 {
+            sums[i] = x[i].mul_add(y[i], sums[i]);
+        }
+    }
+    for i in 0..4 {
+        out[i] = (sums[i] + sums[i + 8]) + (sums[i + 4] + sums[i + 12]);
+    }
+}
+
+/// Turns scores into `exp(scale * score - top)`, where `top` is the larger of `before` and the largest scaled score;
+/// returns `top` and the sum. Both in sixteen lanes, the last ones masked.
+fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32) -> (f32, f32) {
+    let padded = count.next_multiple_of(16);
+    scores[count..padded].fill(MASKED);
+    let scores = &mut scores[..padded];
+    let (mut tops, mut sums) = ([before; 16], [0.0f32; 16]);
+    for chunk in scores.chunks_exact_mut(16) {
+        for i in 0..16 {
+            chunk[i] *= scale;
+            tops[i] = if chunk[i] > tops[i] {
+                chunk[i]
+            } else {
+                tops[i]
+            };
+        }
+    }
+    let top = tops.into_iter().fold(before, f32::max);
+    for chunk in scores.chunks_exact_mut(16) {
+        for i in 0..16 {
+            chunk[i] = exp(chunk[i] - top);
+            sums[i] += chunk[i];
+        }
+    }
+    (top, sums.iter().sum())
+}
+
+/// A row's keys, a tile at a time: its prompt, then its chain.
+struct Keys<'a> {
+    next: u32,
+    end: u32,
+    ancestor: u32,
+    parent: &'a [u32],
+}
+
+impl<'a> Keys<'a> {
+    fn of(row: &Row, parent: &'a [u32]) -> Self {
+        Keys {
+            next: row.kv_begin,
+            end: row.kv_end,
+            ancestor: row.chain,
+            parent,
+        }
+    }
+
+    /// How many slots were written to `tile`; 0 at the end.
+    fn fill(&mut self, tile: &mut [u32; TILE]) -> usize {
+        let mut count = TILE.min((self.end - self.next) as usize);
+        for (slot, key) in tile[..count].iter_mut().zip(self.next..) {
+            *slot = key;
+        }
+        self.next += count as u32;
+        while count < TILE && self.ancestor != NONE {
+            tile[count] = self.ancestor;
+            self.ancestor = self.parent[self.ancestor as usize];
+            count += 1;
+        }
+        count
+    }
+}
+
+/// The launch's shape, and where heads lie.
+struct Shape {
+    dims: Dims,
+    scale: f32,
+    /// Query heads per key/value head.
+    group: usize,
+}
+
+impl Shape {
+    fn of(args: &Args) -> Self {
+        let p: Params = args.params();
+        Shape {
+            dims: Dims {
+                tokens: p.tokens as usize,
+                heads: p.heads as usize,
+                kv_heads: p.kv_heads as usize,
+                head_dim: p.head_dim as usize,
+            },
+            scale: p.scale,
+            group: (p.heads / p.kv_heads) as usize,
+        }
+    }
+
+    /// Query head `head` of every row of a `[T, H hd]` matrix.
+    fn queries<'a>(&self, data: &'a [f32], head: usize) -> Vectors<'a> {
+        Vectors {
+            data,
+            stride: self.dims.q_width(),
+            offset: head * self.dims.head_dim,
+        }
+    }
+
+    /// Key head and value head `head` of every slot.
+    fn keys_values<'a>(&self, data: &'a [f32], head: usize) -> (Vectors<'a>, Vectors<'a>) {
+        let vectors = |head| Vectors {
+            data,
+            stride: self.dims.kv_width(),
+            offset: head * self.dims.head_dim,
+        };
+        (vectors(head), vectors(self.dims.kv_heads + head))
+    }
+
+    /// Rows per task, for about 64k multiplications: `pairs` of all rows with what they attend to.
+    fn rows_per_task(&self, pairs: usize) -> usize {
+        let per_row = (pairs / self.dims.tokens + 1) * self.dims.q_width();
+        (65_536 / per_row).max(1)
+    }
+}
+
+fn prompt_pairs(rows: &[Row]) -> usize {
+    rows.iter().map(|r| (r.kv_end - r.kv_begin) as usize).sum()
+}
+
+pub(super) fn forward(args: &Args) {
+    let shape = Shape::of(args);
+    let Dims {
+        tokens,
+        heads,
+        head_dim,
+        ..
+    } = shape.dims;
+    let rows = records(args.u32(0), tokens);
+    let (parent, q, kv) = (args.u32(1), args.f32(2), args.f32(3));
+    args.f32_mut(4)
+        .par_chunks_exact_mut(heads * head_dim)
+        .zip(args.f32_mut(5).par_chunks_exact_mut(heads))
+        .zip(rows)
+        .enumerate()
+        .with_min_len(shape.rows_per_task(prompt_pairs(rows)))
+        .for_each(|(t, ((o, lse), row))| {
+            for (head, o) in o.chunks_exact_mut(head_dim).enumerate() {
+                let q = shape.queries(q, head).get(t as u32, head_dim);
+                let (keys, values) = shape.keys_values(kv, head / shape.group);
+                lse[head] = attend(q, Keys::of(row, parent), keys, values, shape.scale, o);
+            }
+        });
+}
+
+/// One query's output; returns the logarithm of the sum of exponentials.
+fn attend(
+    q: &[f32],
+    mut slots: Keys,
+    keys: Vectors,
+    values: Vectors,
+    scale: f32,
+    o: &mut [f32],
+) -> f32 {
+    let (mut tile, mut scores) = ([0u32; TILE], [0.0f32; TILE]);
+    let (mut top, mut sum) = (MASKED, 0.0f32);
+    o.fill(0.0);
+    loop {
+        let count = slots.fill(&mut tile);
+        if count == 0 {
+            break;
+        }
+        keys.dots(q, &tile[..count], &mut scores[..count]);
+        let before = top;
+        let tile_sum;
+        (top, tile_sum) = exponentials(&mut scores, count, scale, before);
+        if sum > 0.0 {
+            let keep = exp(before - top);
+            sum *= keep;
+            o.iter_mut().for_each(|o| *o *= keep);
+        }
+        sum += tile_sum;
+        values.accumulate(&scores[..count], &tile[..count], o);
+    }
+    if sum == 0.0 {
+        return MASKED;
+    }
+    let inverse = 1.0 / sum;
+    o.iter_mut().for_each(|o| *o *= inverse);
+    top + sum.ln()
+}
+
+pub(super) fn delta(args: &Args) {
+    let p: DeltaParams = args.params();
+    let head_dim = p.head_dim as usize;
+    args.f32_mut(2)[..p.vectors as usize]
+        .par_iter_mut()
+        .zip(args.f32(0).par_chunks_exact(head_dim))
+        .zip(args.f32(1).par_chunks_exact(head_dim))
+        .with_min_len((16_384 / head_dim).max(1))
+        .for_each(|((delta, o), d_o)| *delta = dot(o, d_o));
+}
+
+pub(super) fn backward_query(args: &Args) {
+    let shape = Shape::of(args);
+    let Dims {
+        tokens,
+        heads,
+        head_dim,
+        ..
+    } = shape.dims;
+    let rows = records(args.u32(0), tokens);
+    let (parent, q, kv, lse) = (args.u32(1), args.f32(2), args.f32(3), args.f32(4));
+    let (d_o, delta) = (args.f32(5), args.f32(6));
+    args.f32_mut(7)
+        .par_chunks_exact_mut(heads * head_dim)
+        .zip(rows)
+        .enumerate()
+        .with_min_len(shape.rows_per_task(2 * prompt_pairs(rows)))
+        .for_each(|(t, (dq, row))| {
+            let (mut tile, mut slopes, mut pulls) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
+            for (head, dq) in dq.chunks_exact_mut(head_dim).enumerate() {
+                let q = shape.queries(q, head).get(t as u32, head_dim);
+                let d_o = shape.queries(d_o, head).get(t as u32, head_dim);
+                let (lse, delta) = (lse[t * heads + head], delta[t * heads + head]);
+                let (keys, values) = shape.keys_values(kv, head / shape.group);
+                let mut slots = Keys::of(row, parent);
+                dq.fill(0.0);
+                loop {
+                    let count = slots.fill(&mut tile);
+                    if count == 0 {
+                        break;
+                    }
+                    let (slopes, pulls) = (&mut slopes[..count], &mut pulls[..count]);
+                    keys.dots(q, &tile[..count], slopes);
+                    values.dots(d_o, &tile[..count], pulls);
+                    for (slope, pull) in slopes.iter_mut().zip(pulls) {
+                        let weight = exp(*slope * shape.scale - lse);
+                        *slope = weight * (*pull - delta) * shape.scale;
+                    }
+                    keys.accumulate(slopes, &tile[..count], dq);
+                }
+            }
+        });
+}
+
+pub(super) fn backward_key_value(args: &Args) {
+    let shape = Shape::of(args);
+    let Dims {
+        tokens,
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape.dims;
+    let rows = records(args.u32(0), tokens);
+    let (q, kv, lse) = (args.f32(1), args.f32(2), args.f32(3));
+    let (d_o, delta) = (args.f32(4), args.f32(5));
+    let width = shape.dims.kv_width();
+    args.f32_mut(6)
+        .par_chunks_exact_mut(width)
+        .zip(rows)
+        .enumerate()
+        .with_min_len(shape.rows_per_task(3 * prompt_pairs(rows)))
+        .for_each(|(t, (dkv, row))| {
+            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
+            let (dk, dv) = dkv.split_at_mut(width / 2);
+            dk.fill(0.0);
+            dv.fill(0.0);
+            for head in 0..kv_heads {
+                let (keys, values) = shape.keys_values(kv, head);
+                let (k, v) = (keys.get(t as u32, head_dim), values.get(t as u32, head_dim));
+                let own = head * head_dim..(head + 1) * head_dim;
+                let (dk, dv) = (&mut dk[own.clone()], &mut dv[own]);
+                for query_head in head * shape.group..(head + 1) * shape.group {
+                    let queries = shape.queries(q, query_head);
+                    let outputs = shape.queries(d_o, query_head);
+                    for first in (row.q_begin..row.q_end).step_by(TILE) {
+                        let count = TILE.min((row.q_end - first) as usize);
+                        for (i, record) in tile[..count].iter_mut().zip(first..) {
+                            *i = record;
+                        }
+                        let (tile, weights, slopes) =
+                            (&tile[..count], &mut weights[..count], &mut slopes[..count]);
+                        queries.dots(k, tile, weights);
+                        outputs.dots(v, tile, slopes);
+                        for ((weight, slope), &i) in
+                            weights.iter_mut().zip(slopes.iter_mut()).zip(tile)
+                        {
+                            let at = i as usize * heads + query_head;
+                            *weight = exp(*weight * shape.scale - lse[at]);
+                            *slope = *weight * (*slope - delta[at]) * shape.scale;
+                        }
+                        queries.accumulate(slopes, tile, dk);
+                        outputs.accumulate(weights, tile, dv);
+                    }
+                }
+            }
+        });
+}

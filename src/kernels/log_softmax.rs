@@ -1,0 +1,365 @@
+//! Log-probabilities of chosen tokens and their gradient into the logits: one form for cross-entropy
+//! (`g = -weight`) and for policy gradients (`g = dLoss/dlogp`, spec 6).
+//!
+//! Forward, row r of `logits` [N, V] with the targets t_k, `starts[r] <= k < starts[r+1]`:
+//! `lse = log sum_v exp(x_v)`, `entropy = lse - sum_v softmax_v x_v` (over the full vocabulary),
+//! `logp_k = x[t_k] - lse`. Both sums are taken about the row's maximum.
+//!
+//! Backward: `dx_v = sum_k g_k (1[v = t_k] - softmax_v)`, written over the logits.
+//!
+//! A row may have no target (its gradient is 0) or several (the children of a tree node). A target outside the
+//! vocabulary (`NONE`) has log-probability 0 and no gradient.
+//!
+//! Floor: forward 5 NV operations, one exponential each, 4 NV bytes read (the second pass finds a row in cache);
+//! backward 3 NV operations, 8 NV bytes. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
+//! lanes that a small vocabulary does not drown in barriers on software adapters.
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::kernels::math::{MASKED, exp};
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+params! {
+    Params { rows: u32, vocab: u32 }
+}
+
+pub static FORWARD: Kernel = Kernel {
+    name: "log_softmax",
+    source: include_str!("../../shaders/log_softmax.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        logits: In F32,
+        starts: In U32,
+        targets: In U32,
+        lse: Out F32,
+        entropy: Out F32,
+        logp: Out F32,
+    ],
+    twin: forward_twin,
+};
+
+pub static BACKWARD: Kernel = Kernel {
+    name: "log_softmax_backward",
+    source: include_str!("../../shaders/log_softmax_backward.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        logits: Out F32,
+        lse: In F32,
+        starts: In U32,
+        targets: In U32,
+        g: In F32,
+    ],
+    twin: backward_twin,
+};
+
+/// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    stream: &mut Stream,
+    logits: Slice,
+    starts: Slice,
+    targets: Slice,
+    lse: Slice,
+    entropy: Slice,
+    logp: Slice,
+    rows: usize,
+    vocab: usize,
+) {
+    let params = Params {
+        rows: rows as u32,
+        vocab: vocab as u32,
+    };
+    let slices = [logits, starts, targets, lse, entropy, logp];
+    stream.push(&FORWARD, &params, &slices, Grid(rows as u32));
+}
+
+/// Replaces `logits` by dLoss/dlogits, given `g` [K] = dLoss/dlogp and the forward's `lse`.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    stream: &mut Stream,
+    logits: Slice,
+    lse: Slice,
+    starts: Slice,
+    targets: Slice,
+    g: Slice,
+    rows: usize,
+    vocab: usize,
+) {
+    let params = Params {
+        rows: rows as u32,
+        vocab: vocab as u32,
+    };
+    let slices = [logits, lse, starts, targets, g];
+    stream.push(&BACKWARD, &params, &slices, Grid(rows as u32));
+}
+
+/// Independent running values, so that reductions vectorise in a fixed order.
+const LANES: usize = 32;
+
+fn row_max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [MASKED; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
+    }
+    lanes.iter().chain(rest).fold(MASKED, |a, &b| larger(a, b))
+}
+
+/// `(sum e^d, sum e^d d)`, `d = x - max`.
+fn row_sums(x: &[f32], max: f32) -> (f32, f32) {
+    let mut sums = [0.0f32; LANES];
+    let mut weighted = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..LANES {
+            let d = chunk[i] - max;
+            let e = exp(d);
+            sums[i] += e;
+            weighted[i] = e.mul_add(d, weighted[i]);
+        }
+    }
+    for (i, &v) in rest.iter().enumerate() {
+        let d = v - max;
+        let e = exp(d);
+        sums[i] += e;
+        weighted[i] = e.mul_add(d, weighted[i]);
+    }
+    (sums.iter().sum(), weighted.iter().sum())
+}
+
+/// Rows per task: about 16k elements.
+fn rows_per_task(vocab: usize) -> usize {
+    (16_384 / vocab.max(1)).max(1)
+}
+
+fn forward_twin(args: &Args) {
+    let p: Params = args.params();
+    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
+    let (logits, starts, targets) = (args.f32(0), args.u32(1), args.u32(2));
+    let (lse, entropy, logp) = (args.f32_mut(3), args.f32_mut(4), args.f32_mut(5));
+    let per_task = rows_per_task(vocab);
+    logits[..rows * vocab]
+        .par_chunks(per_task * vocab)
+        .zip(lse[..rows].par_chunks_mut(per_task))
+        .zip(entropy[..rows].par_chunks_mut(per_task))
+        .for_each(|((x, lse), entropy)| {
+            for ((x, lse), entropy) in x.chunks_exact(vocab).zip(lse).zip(entropy) {
+                let max = row_max(x);
+                let (sum, weighted) = row_sums(x, max);
+                *lse = max + sum.ln();
+                *entropy = sum.ln() - weighted / sum;
+            }
+        });
+    for row in 0..rows {
+        for k in starts[row] as usize..starts[row + 1] as usize {
+            let token = targets[k] as usize;
+            logp[k] = if token < vocab {
+                logits[row * vocab + token] - lse[row]
+            } else {
+                0.0
+            };
+        }
+    }
+}
+
+fn backward_twin(args: &Args) {
+    let p: Params = args.params();
+    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
+    let logits = &mut args.f32_mut(0)[..rows * vocab];
+    let (lse, starts, targets, g) = (args.f32(1), args.u32(2), args.u32(3), args.f32(4));
+    let per_task = rows_per_task(vocab);
+    logits
+        .par_chunks_mut(per_task * vocab)
+        .enumerate()
+        .for_each(|(task, block)| {
+            for (i, x) in block.chunks_exact_mut(vocab).enumerate() {
+                let row = task * per_task + i;
+                let range = starts[row] as usize..starts[row + 1] as usize;
+                let chosen = || {
+                    targets[range.clone()]
+                        .iter()
+                        .zip(&g[range.clone()])
+                        .filter(|(token, _)| (**token as usize) < vocab)
+                };
+                let total: f32 = chosen().map(|(_, g)| g).sum();
+                if total == 0.0 {
+                    x.fill(0.0);
+                } else {
+                    for v in x.iter_mut() {
+                        *v = -total * exp(*v - lse[row]);
+                    }
+                }
+                for (&token, g) in chosen() {
+                    x[token as usize] += g;
+                }
+            }
+        });
+}
+
+/// A ragged target list: `rows + 1` starts and the tokens; rows without targets, with several, with duplicates.
+fn ragged_targets(h: &mut Harness, rows: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
+    let (mut starts, mut targets) = (vec![0], Vec::new());
+    for row in 0..rows {
+        let count = if row == 0 { 2 } else { h.draws().below(4) };
+        targets.extend((0..count).map(|_| h.draws().below(vocab) as u32));
+        starts.push(targets.len() as u32);
+    }
+    targets[0] = u32::MAX;
+    (starts, targets)
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (rows, vocab) in [(1, 1), (3, 2), (5, 63), (4, 65), (17, 257), (33, 1028)] {
+        let logits = h.random_scaled("logits", rows * vocab, 3.0);
+        let (starts, targets) = ragged_targets(h, rows, vocab);
+        let count = targets.len();
+        let (starts, targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
+        let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
+        let (logp, g) = (h.random("logp", count), h.random("g", count));
+        let s = h.stream();
+        forward(
+            s,
+            logits.slice(),
+            starts.slice(),
+            targets.slice(),
+            lse.slice(),
+            entropy.slice(),
+            logp.slice(),
+            rows,
+            vocab,
+        );
+        backward(
+            s,
+            logits.slice(),
+            lse.slice(),
+            starts.slice(),
+            targets.slice(),
+            g.slice(),
+            rows,
+            vocab,
+        );
+        h.run()?;
+        for buffer in [&lse, &entropy, &logp, &logits] {
+            h.read_f32(buffer)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::{devices, finite_difference, relative_error};
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    fn row_f64(x: &[f64]) -> (f64, f64) {
+        let max = x.iter().copied().fold(f64::MIN, f64::max);
+        let lse = max + x.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
+        let entropy = x.iter().map(|v| -(v - lse).exp() * (v - lse)).sum();
+        (lse, entropy)
+    }
+
+    /// Sum of g_k logp_k, in f64.
+    fn loss(x: &[f64], starts: &[u32], targets: &[u32], g: &[f64], vocab: usize) -> f64 {
+        let mut total = 0.0;
+        for (row, x) in x.chunks(vocab).enumerate() {
+            let (lse, _) = row_f64(x);
+            for k in starts[row] as usize..starts[row + 1] as usize {
+                if (targets[k] as usize) < vocab {
+                    total += g[k] * (x[targets[k] as usize] - lse);
+                }
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn values_and_gradients_match_f64() {
+        devices::each(|h| {
+            for (rows, vocab) in [(3, 5), (4, 31), (3, 67)] {
+                let logits = h.random_scaled("logits", rows * vocab, 3.0);
+                let (starts, targets) = ragged_targets(h, rows, vocab);
+                let count = targets.len();
+                let (b_starts, b_targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
+                let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
+                let (logp, g) = (h.random("logp", count), h.random("g", count));
+                let (b_s, b_t) = (b_starts.slice(), b_targets.slice());
+                let s = h.stream();
+                let outputs = (lse.slice(), entropy.slice(), logp.slice());
+                let x = logits.slice();
+                forward(s, x, b_s, b_t, outputs.0, outputs.1, outputs.2, rows, vocab);
+                backward(s, x, outputs.0, b_s, b_t, g.slice(), rows, vocab);
+                h.run().unwrap();
+
+                let x = logits.f64();
+                let per_row: Vec<_> = x.chunks(vocab).map(row_f64).collect();
+                let want: Vec<f64> = per_row.iter().map(|r| r.0).collect();
+                h.expect(&lse, &want, 1e-6);
+                let want: Vec<f64> = per_row.iter().map(|r| r.1).collect();
+                h.expect(&entropy, &want, 3e-6);
+                let mut want = vec![0.0; count];
+                for row in 0..rows {
+                    for k in starts[row] as usize..starts[row + 1] as usize {
+                        if (targets[k] as usize) < vocab {
+                            want[k] = x[row * vocab + targets[k] as usize] - per_row[row].0;
+                        }
+                    }
+                }
+                h.expect(&logp, &want, 1e-6);
+
+                let mut gradient = vec![0.0; rows * vocab];
+                for row in 0..rows {
+                    let range = starts[row] as usize..starts[row + 1] as usize;
+                    for (&token, g) in targets[range.clone()].iter().zip(&g.f64()[range]) {
+                        if token as usize >= vocab {
+                            continue;
+                        }
+                        for v in 0..vocab {
+                            let softmax = (x[row * vocab + v] - per_row[row].0).exp();
+                            let chosen = (v == token as usize) as u32 as f64;
+                            gradient[row * vocab + v] += g * (chosen - softmax);
+                        }
+                    }
+                }
+                let by_differences =
+                    finite_difference(|x| loss(x, &starts, &targets, &g.f64(), vocab), &x);
+                let narrowed: Vec<f32> = by_differences.iter().map(|&v| v as f32).collect();
+                assert!(relative_error(&gradient, &narrowed) < 1e-6);
+                h.expect(&logits, &gradient, 3e-6);
+            }
+        });
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        devices::each(|h| {
+            let logits = h.f32("logits", &[1e4, -1e4, 9_999.0]);
+            let (starts, targets) = (h.u32("starts", &[0, 1]), h.u32("targets", &[2]));
+            let (lse, entropy) = (h.f32("lse", &[0.0]), h.f32("entropy", &[0.0]));
+            let logp = h.f32("logp", &[0.0]);
+            let (x, t) = (logits.slice(), (starts.slice(), targets.slice()));
+            let out = (lse.slice(), entropy.slice(), logp.slice());
+            forward(h.stream(), x, t.0, t.1, out.0, out.1, out.2, 1, 3);
+            h.run().unwrap();
+            let (want, entropy_want) = row_f64(&logits.f64());
+            h.expect(&lse, &[want], 1e-6);
+            h.expect(&entropy, &[entropy_want], 1e-6);
+            h.expect(&logp, &[9_999.0 - want], 1e-3);
+        });
+    }
+}

@@ -1,0 +1,269 @@
+//! Matrix products: `C[m, n] (+)= op(A, B)`.
+//!
+//! | form | A      | B      | used for                       |
+//! |------|--------|--------|--------------------------------|
+//! | NT   | [m, k] | [n, k] | `y = x W^T` ([`linear`])       |
+//! | NN   | [m, k] | [k, n] | `dX = dY W`                    |
+//! | TN   | [k, m] | [k, n] | `dW += dY^T X`                 |
+//!
+//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. The shader keeps 8 x 4 outputs per invocation in registers and
+//! uses no workgroup memory; where all row lengths are multiples of 4 it reads and writes vec4
+//! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
+//! [`matmul_cpu`]'s.
+
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::kernels::matmul_cpu;
+use crate::{bindings, params};
+use anyhow::Result;
+
+/// Which operand is transposed (T) and which is not (N).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    NT,
+    NN,
+    TN,
+}
+
+/// C is `[m, n]`; `k` is the length of the sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+params! {
+    /// `start` is a [`Start`].
+    Params { m: u32, n: u32, k: u32, start: u32 }
+}
+
+/// What the sums are added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Start {
+    Zero = 0,
+    /// C itself.
+    Accumulate = 1,
+    /// The same bias `[n]` in every row.
+    Bias = 2,
+}
+
+const SCALAR: &str = include_str!("../../shaders/matmul.wgsl");
+const VEC4: &str = include_str!("../../shaders/matmul_vec4.wgsl");
+
+const fn kernel(
+    name: &'static str,
+    source: &'static str,
+    entry: &'static str,
+    twin: fn(&Args),
+) -> Kernel {
+    Kernel {
+        name,
+        source,
+        entry,
+        constants: &[],
+        params: Params::FIELDS,
+        bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
+        twin,
+    }
+}
+
+pub static NT: Kernel = kernel("matmul_nt", SCALAR, "nt", |args| twin(Form::NT, args));
+pub static NN: Kernel = kernel("matmul_nn", SCALAR, "nn", |args| twin(Form::NN, args));
+pub static TN: Kernel = kernel("matmul_tn", SCALAR, "tn", |args| twin(Form::TN, args));
+pub static NT_VEC4: Kernel = kernel("matmul_nt_vec4", VEC4, "nt", |args| twin(Form::NT, args));
+pub static NN_VEC4: Kernel = kernel("matmul_nn_vec4", VEC4, "nn", |args| twin(Form::NN, args));
+pub static TN_VEC4: Kernel = kernel("matmul_tn_vec4", VEC4, "tn", |args| twin(Form::TN, args));
+
+/// `C[m, n] = op(A, B)`, added to what C holds if `accumulate`. Row-major; shapes as in the module's table.
+pub fn matmul(
+    s: &mut Stream,
+    form: Form,
+    a: Slice,
+    b: Slice,
+    c: Slice,
+    dims: Dims,
+    accumulate: bool,
+) {
+    let start = if accumulate {
+        Start::Accumulate
+    } else {
+        Start::Zero
+    };
+    push(s, form, [a, b, b, c], dims, start);
+}
+
+/// `y[m, n] = x[m, k] W[n, k]^T + bias[n]`.
+pub fn linear(s: &mut Stream, x: Slice, w: Slice, bias: Option<Slice>, y: Slice, dims: Dims) {
+    match bias {
+        Some(bias) => push(s, Form::NT, [x, w, bias, y], dims, Start::Bias),
+        None => matmul(s, Form::NT, x, w, y, dims, false),
+    }
+}
+
+/// Without a bias, the slot of the bias holds some other input, which is not read.
+fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims, start: Start) {
+    let Dims { m, n, k } = dims;
+    let row_lengths = match form {
+        Form::NT | Form::NN => [k, n],
+        Form::TN => [m, n],
+    };
+    let kernel = match (form, row_lengths.iter().all(|length| length % 4 == 0)) {
+        (Form::NT, false) => &NT,
+        (Form::NN, false) => &NN,
+        (Form::TN, false) => &TN,
+        (Form::NT, true) => &NT_VEC4,
+        (Form::NN, true) => &NN_VEC4,
+        (Form::TN, true) => &TN_VEC4,
+    };
+    let params = Params {
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        start: start as u32,
+    };
+    let tiles = m.div_ceil(8) * n.div_ceil(128);
+    s.push(kernel, &params, &slices, Grid::cover(tiles, 1));
+}
+
+fn twin(form: Form, args: &Args) {
+    let p: Params = args.params();
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let (a, b, bias) = (&args.f32(0)[..m * k], &args.f32(1)[..n * k], args.f32(2));
+    let c = &mut args.f32_mut(3)[..m * n];
+    if p.start == Start::Bias as u32 {
+        for row in c.chunks_exact_mut(n) {
+            row.copy_from_slice(&bias[..n]);
+        }
+    }
+    let accumulate = p.start != Start::Zero as u32;
+    matmul_cpu::product(form, a, b, c, Dims { m, n, k }, accumulate);
+}
+
+const fn dims(m: usize, n: usize, k: usize) -> Dims {
+    Dims { m, n, k }
+}
+
+/// One, primes, one past a tile (8 rows, 128 columns), multiples of 4, and products worth several threads.
+const SHAPES: [Dims; 10] = [
+    dims(1, 1, 1),
+    dims(1, 68, 12),
+    dims(3, 5, 7),
+    dims(9, 129, 17),
+    dims(8, 128, 16),
+    dims(12, 132, 20),
+    dims(37, 4, 31),
+    dims(16, 260, 2),
+    dims(68, 92, 52),
+    dims(100, 36, 76),
+];
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for dims in SHAPES {
+        let Dims { m, n, k } = dims;
+        let (a, b) = (h.random("a", m * k), h.random("b", n * k));
+        let (bias, c) = (h.random("bias", n), h.random("c", m * n));
+        for form in [Form::NT, Form::NN, Form::TN] {
+            for accumulate in [false, true] {
+                matmul(
+                    h.stream(),
+                    form,
+                    a.slice(),
+                    b.slice(),
+                    c.slice(),
+                    dims,
+                    accumulate,
+                );
+            }
+        }
+        linear(
+            h.stream(),
+            a.slice(),
+            b.slice(),
+            Some(bias.slice()),
+            c.slice(),
+            dims,
+        );
+        h.run()?;
+        h.read_u32(&c)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    /// The product by definition.
+    fn product64(form: Form, a: &[f64], b: &[f64], Dims { m, n, k }: Dims) -> Vec<f64> {
+        let a_at = |i: usize, l: usize| match form {
+            Form::NT | Form::NN => a[i * k + l],
+            Form::TN => a[l * m + i],
+        };
+        let b_at = |j: usize, l: usize| match form {
+            Form::NT => b[j * k + l],
+            Form::NN | Form::TN => b[l * n + j],
+        };
+        (0..m * n)
+            .map(|at| (0..k).map(|l| a_at(at / n, l) * b_at(at % n, l)).sum())
+            .collect()
+    }
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn equals_f64() {
+        devices::each(|h| {
+            for dims in SHAPES {
+                let Dims { m, n, k } = dims;
+                let (a, b) = (h.random("a", m * k), h.random("b", n * k));
+                let bias = h.random("bias", n);
+                for form in [Form::NT, Form::NN, Form::TN] {
+                    let [fresh, grown] = [h.random("fresh", m * n), h.random("grown", m * n)];
+                    matmul(
+                        h.stream(),
+                        form,
+                        a.slice(),
+                        b.slice(),
+                        fresh.slice(),
+                        dims,
+                        false,
+                    );
+                    matmul(
+                        h.stream(),
+                        form,
+                        a.slice(),
+                        b.slice(),
+                        grown.slice(),
+                        dims,
+                        true,
+                    );
+                    h.run().unwrap();
+                    let want = product64(form, &a.f64(), &b.f64(), dims);
+                    h.expect(&fresh, &want, 2e-6);
+                    let sum: Vec<f64> = want.iter().zip(grown.f64()).map(|(x, y)| x + y).collect();
+                    h.expect(&grown, &sum, 2e-6);
+                }
+                let [with, without] = [h.random("with", m * n), h.random("without", m * n)];
+                let (x, w) = (a.slice(), b.slice());
+                linear(h.stream(), x, w, Some(bias.slice()), with.slice(), dims);
+                linear(h.stream(), x, w, None, without.slice(), dims);
+                h.run().unwrap();
+                let want = product64(Form::NT, &a.f64(), &b.f64(), dims);
+                h.expect(&without, &want, 2e-6);
+                let bias = bias.f64();
+                let sum: Vec<f64> = want
+                    .iter()
+                    .enumerate()
+                    .map(|(i, y)| y + bias[i % n])
+                    .collect();
+                h.expect(&with, &sum, 2e-6);
+            }
+        });
+    }
+}

@@ -1,0 +1,406 @@
+//! Root-mean-square norm over many vectors of one buffer: `y = x * rstd * w`, `rstd = 1 / sqrt(mean(x^2) + eps)`.
+//!
+//! Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), as in Llama, Qwen2 and, per query and key head,
+//! Qwen3. The gradient, with `m = mean(w * dy * x)` over the vector:
+//! `dx = rstd * (w * dy - x * rstd^2 * m)`, `dw = sum over vectors of dy * x * rstd`.
+//!
+//! Floor for n elements: forward 4n operations and 8n bytes; backward 8n and 12n (16n when it accumulates); weight
+//! gradient 3n and 8n. One workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast.
+
+use super::harness::Harness;
+use super::math::dot;
+use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+/// Which parts of a buffer are vectors: head `h < per_row` of row `t < rows` starts at
+/// `t * stride + offset + h * dim`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    pub rows: usize,
+    pub per_row: usize,
+    pub stride: usize,
+    pub offset: usize,
+    pub dim: usize,
+}
+
+impl Heads {
+    /// One vector per row of a `[rows, dim]` matrix.
+    pub fn plain(rows: usize, dim: usize) -> Self {
+        Heads {
+            rows,
+            per_row: 1,
+            stride: dim,
+            offset: 0,
+            dim,
+        }
+    }
+
+    /// How many vectors there are; the length of `rstd`.
+    pub fn vectors(&self) -> usize {
+        self.rows * self.per_row
+    }
+
+    /// Words from the start of the first row to the end of the last vector.
+    fn span(&self) -> usize {
+        self.rows.saturating_sub(1) * self.stride + self.offset + self.per_row * self.dim
+    }
+
+    /// Rows per task of a twin: enough work to pay for handing it out.
+    fn rows_per_task(&self) -> usize {
+        (16_384 / (self.per_row * self.dim)).max(1)
+    }
+
+    fn check(&self, whole: &[Slice], w: Slice, rstd: Slice) {
+        assert!(self.offset + self.per_row * self.dim <= self.stride);
+        assert!(whole.iter().all(|s| s.len as usize >= self.span()));
+        assert!(w.len as usize >= self.dim && rstd.len as usize >= self.vectors());
+    }
+}
+
+/// The parameters of a kernel over [`Heads`]: where the vectors are, then the fields of its own.
+macro_rules! params_over_heads {
+    ($name:ident { $($field:ident: $ty:ident),* }) => {
+        params! {
+            $name { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, $($field: $ty),* }
+        }
+
+        impl $name {
+            fn new(heads: Heads, $($field: $ty),*) -> Self {
+                $name {
+                    vectors: heads.vectors() as u32,
+                    per_row: heads.per_row as u32,
+                    stride: heads.stride as u32,
+                    offset: heads.offset as u32,
+                    dim: heads.dim as u32,
+                    $($field),*
+                }
+            }
+
+            fn heads(&self) -> Heads {
+                Heads {
+                    rows: (self.vectors / self.per_row) as usize,
+                    per_row: self.per_row as usize,
+                    stride: self.stride as usize,
+                    offset: self.offset as usize,
+                    dim: self.dim as usize,
+                }
+            }
+        }
+    };
+}
+
+params_over_heads!(ForwardParams { eps: f32 });
+params_over_heads!(BackwardParams { accumulate: u32 });
+params_over_heads!(InPlaceParams {});
+params_over_heads!(PartialParams { chunk: u32 });
+
+params! {
+    SumParams { chunks: u32, dim: u32 }
+}
+
+pub static FORWARD: Kernel = Kernel {
+    name: "rmsnorm",
+    source: include_str!("../../shaders/rmsnorm.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: ForwardParams::FIELDS,
+    bindings: bindings![x: In F32, w: In F32, y: Out F32, rstd: Out F32],
+    twin: forward_twin,
+};
+
+pub static BACKWARD: Kernel = Kernel {
+    name: "rmsnorm_backward",
+    source: include_str!("../../shaders/rmsnorm_backward.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: BackwardParams::FIELDS,
+    bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In F32, dx: Out F32],
+    twin: backward_twin,
+};
+
+pub static BACKWARD_IN_PLACE: Kernel = Kernel {
+    name: "rmsnorm_backward_in_place",
+    source: include_str!("../../shaders/rmsnorm_backward_in_place.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: InPlaceParams::FIELDS,
+    bindings: bindings![x: In F32, w: In F32, rstd: In F32, g: Out F32],
+    twin: backward_in_place_twin,
+};
+
+pub static WEIGHT_PARTIAL: Kernel = Kernel {
+    name: "rmsnorm_weight_partial",
+    source: include_str!("../../shaders/rmsnorm_weight_partial.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: PartialParams::FIELDS,
+    bindings: bindings![x: In F32, rstd: In F32, dy: In F32, partial: Out F32],
+    twin: weight_partial_twin,
+};
+
+pub static WEIGHT_SUM: Kernel = Kernel {
+    name: "rmsnorm_weight_sum",
+    source: include_str!("../../shaders/rmsnorm_weight_sum.wgsl"),
+    entry: "main",
+    constants: &[],
+    params: SumParams::FIELDS,
+    bindings: bindings![partial: In F32, dw: Out F32],
+    twin: weight_sum_twin,
+};
+
+/// Normalises the vectors of `x` into the same places of `y`, whose other words stay; `rstd`: `[rows * per_row]`,
+/// `w`: `[dim]`.
+pub fn forward(s: &mut Stream, x: Slice, w: Slice, y: Slice, rstd: Slice, heads: Heads, eps: f32) {
+    heads.check(&[x, y], w, rstd);
+    let params = ForwardParams::new(heads, eps);
+    let grid = Grid::cover(heads.vectors(), 1);
+    s.push(&FORWARD, &params, &[x, w, y, rstd], grid);
+}
+
+/// `dx` = (or, with `accumulate`, +=) the gradient of `x`, given that of `y`; all three laid out as `x`.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    s: &mut Stream,
+    x: Slice,
+    w: Slice,
+    rstd: Slice,
+    dy: Slice,
+    dx: Slice,
+    heads: Heads,
+    accumulate: bool,
+) {
+    heads.check(&[x, dy, dx], w, rstd);
+    let params = BackwardParams::new(heads, accumulate as u32);
+    let grid = Grid::cover(heads.vectors(), 1);
+    s.push(&BACKWARD, &params, &[x, w, rstd, dy, dx], grid);
+}
+
+/// Turns the gradient of `y` in `g` into that of `x`; words of `g` outside the vectors stay.
+pub fn backward_in_place(s: &mut Stream, x: Slice, w: Slice, rstd: Slice, g: Slice, heads: Heads) {
+    heads.check(&[x, g], w, rstd);
+    let params = InPlaceParams::new(heads);
+    let grid = Grid::cover(heads.vectors(), 1);
+    s.push(&BACKWARD_IN_PLACE, &params, &[x, w, rstd, g], grid);
+}
+
+/// Vectors summed by one invocation of the weight gradient's first stage.
+const CHUNK: usize = 64;
+
+/// Words of `scratch` that [`weight_gradient`] needs.
+pub fn scratch_words(heads: Heads) -> usize {
+    heads.vectors().div_ceil(CHUNK) * heads.dim
+}
+
+/// `dw += ` the gradient of `w`; before any [`backward_in_place`] over `dy`.
+pub fn weight_gradient(
+    s: &mut Stream,
+    x: Slice,
+    rstd: Slice,
+    dy: Slice,
+    dw: Slice,
+    scratch: Slice,
+    heads: Heads,
+) {
+    heads.check(&[x, dy], dw, rstd);
+    let params = PartialParams::new(heads, CHUNK as u32);
+    let words = scratch_words(heads);
+    let partial = scratch.first(words);
+    let grid = Grid::cover(words, 64);
+    s.push(&WEIGHT_PARTIAL, &params, &[x, rstd, dy, partial], grid);
+    let params = SumParams {
+        chunks: (words / heads.dim) as u32,
+        dim: heads.dim as u32,
+    };
+    s.push(
+        &WEIGHT_SUM,
+        &params,
+        &[partial, dw],
+        Grid::cover(heads.dim, 64),
+    );
+}
+
+fn forward_twin(args: &Args) {
+    let p: ForwardParams = args.params();
+    let (x, w) = (args.f32(0), &args.f32(1)[..p.dim as usize]);
+    let heads = p.heads();
+    let rows = heads.rows_per_task();
+    args.f32_mut(2)[..heads.span()]
+        .par_chunks_mut(rows * heads.stride)
+        .zip(args.f32_mut(3)[..heads.vectors()].par_chunks_mut(rows * heads.per_row))
+        .zip(x[..heads.span()].par_chunks(rows * heads.stride))
+        .for_each(|((y, rstd), x)| {
+            for (v, rstd) in rstd.iter_mut().enumerate() {
+                let range = vector(&heads, v);
+                let x = &x[range.clone()];
+                let r = 1.0 / (dot(x, x) / heads.dim as f32 + p.eps).sqrt();
+                for ((y, x), w) in y[range].iter_mut().zip(x).zip(w) {
+                    *y = x * r * w;
+                }
+                *rstd = r;
+            }
+        });
+}
+
+/// Where vector `v` lies, counted from the row of vector 0.
+fn vector(heads: &Heads, v: usize) -> std::ops::Range<usize> {
+    let at = v / heads.per_row * heads.stride + heads.offset + v % heads.per_row * heads.dim;
+    at..at + heads.dim
+}
+
+/// `sum(g * w * x)`: sixteen partial sums in a fixed order.
+fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
+    const W: usize = 16;
+    let mut lanes = [0.0f32; W];
+    let (cg, cw, cx) = (g.chunks_exact(W), w.chunks_exact(W), x.chunks_exact(W));
+    let tails = cg
+        .remainder()
+        .iter()
+        .zip(cw.remainder())
+        .zip(cx.remainder());
+    for ((g, w), x) in cg.zip(cw).zip(cx) {
+        for i in 0..W {
+            lanes[i] = (g[i] * w[i]).mul_add(x[i], lanes[i]);
+        }
+    }
+    let mut total = lanes.iter().sum::<f32>();
+    for ((g, w), x) in tails {
+        total = (g * w).mul_add(*x, total);
+    }
+    total
+}
+
+fn backward_twin(args: &Args) {
+    let p: BackwardParams = args.params();
+    let heads = p.heads();
+    let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
+    let rows = heads.rows_per_task();
+    let (span, row) = (heads.span(), rows * heads.stride);
+    args.f32_mut(4)[..span]
+        .par_chunks_mut(row)
+        .zip(args.f32(0)[..span].par_chunks(row))
+        .zip(args.f32(3)[..span].par_chunks(row))
+        .zip(rstd[..heads.vectors()].par_chunks(rows * heads.per_row))
+        .for_each(|(((dx, x), dy), rstd)| {
+            for (v, &r) in rstd.iter().enumerate() {
+                let range = vector(&heads, v);
+                let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
+                let pull = r * r * dot3(dy, w, x) / heads.dim as f32;
+                let terms = x.iter().zip(dy).zip(w);
+                let gradient = terms.map(|((x, dy), w)| r * (w * dy - x * pull));
+                if p.accumulate != 0 {
+                    dx[range]
+                        .iter_mut()
+                        .zip(gradient)
+                        .for_each(|(d, g)| *d += g);
+                } else {
+                    dx[range].iter_mut().zip(gradient).for_each(|(d, g)| *d = g);
+                }
+            }
+        });
+}
+
+fn backward_in_place_twin(args: &Args) {
+    let p: InPlaceParams = args.params();
+    let heads = p.heads();
+    let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
+    let rows = heads.rows_per_task();
+    let (span, row) = (heads.span(), rows * heads.stride);
+    args.f32_mut(3)[..span]
+        .par_chunks_mut(row)
+        .zip(args.f32(0)[..span].par_chunks(row))
+        .zip(rstd[..heads.vectors()].par_chunks(rows * heads.per_row))
+        .for_each(|((g, x), rstd)| {
+            for (v, &r) in rstd.iter().enumerate() {
+                let range = vector(&heads, v);
+                let (x, g) = (&x[range.clone()], &mut g[range]);
+                let pull = r * r * dot3(g, w, x) / heads.dim as f32;
+                for ((g, x), w) in g.iter_mut().zip(x).zip(w) {
+                    *g = r * (w * *g - x * pull);
+                }
+            }
+        });
+}
+
+fn weight_partial_twin(args: &Args) {
+    let p: PartialParams = args.params();
+    let heads = p.heads();
+    let (x, rstd, dy) = (args.f32(0), args.f32(1), args.f32(2));
+    let chunk = p.chunk as usize;
+    args.f32_mut(3)
+        .par_chunks_mut(heads.dim)
+        .enumerate()
+        .with_min_len((16_384 / (chunk * heads.dim)).max(1))
+        .for_each(|(c, partial)| {
+            partial.fill(0.0);
+            for v in c * chunk..((c + 1) * chunk).min(heads.vectors()) {
+                let range = vector(&heads, v);
+                let terms = x[range.clone()].iter().zip(&dy[range]);
+                for (sum, (x, dy)) in partial.iter_mut().zip(terms) {
+                    *sum = (dy * rstd[v]).mul_add(*x, *sum);
+                }
+            }
+        });
+}
+
+fn weight_sum_twin(args: &Args) {
+    let p: SumParams = args.params();
+    let (partial, dim) = (args.f32(0), p.dim as usize);
+    let dw = &mut args.f32_mut(1)[..dim];
+    const W: usize = 64;
+    for (block, dw) in dw.chunks_mut(W).enumerate() {
+        let mut sums = [0.0f32; W];
+        for chunk in partial.chunks_exact(dim).take(p.chunks as usize) {
+            let part = &chunk[block * W..][..dw.len()];
+            sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+        }
+        dw.iter_mut().zip(sums).for_each(|(d, s)| *d += s);
+    }
+}
+
+/// Odd sizes, and heads inside wider rows.
+fn shapes() -> Vec<Heads> {
+    let inside = |rows, per_row, stride, offset, dim| Heads {
+        rows,
+        per_row,
+        stride,
+        offset,
+        dim,
+    };
+    vec![
+        Heads::plain(1, 3),
+        Heads::plain(3, 7),
+        Heads::plain(65, 64),
+        Heads::plain(129, 65),
+        Heads::plain(5, 257),
+        inside(7, 3, 31, 5, 6),
+        inside(67, 2, 160, 64, 16),
+    ]
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for heads in shapes() {
+        let n = heads.rows * heads.stride;
+        let (x, w) = (h.random("x", n), h.random("w", heads.dim));
+        let (y, rstd) = (h.random("y", n), h.random("rstd", heads.vectors()));
+        let (dy, dx, g) = (h.random("dy", n), h.random("dx", n), h.random("g", n));
+        let dw = h.random("dw", heads.dim);
+        let scratch = h.random("scratch", scratch_words(heads));
+        let [xs, ws, rs, dys] = [&x, &w, &rstd, &dy].map(|b| b.slice());
+        let s = h.stream();
+        forward(s, xs, ws, y.slice(), rs, heads, 1e-6);
+        backward(s, xs, ws, rs, dys, dx.slice(), heads, false);
+        backward(s, xs, ws, rs, dys, dx.slice(), heads, true);
+        weight_gradient(s, xs, rs, dys, dw.slice(), scratch.slice(), heads);
+        backward_in_place(s, xs, ws, rs, g.slice(), heads);
+        h.run()?;
+        for buffer in [&y, &rstd, &dx, &dw, &scratch, &g] {
+            h.read_f32(buffer)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

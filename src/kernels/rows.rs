@@ -1,0 +1,35 @@
+//! How kernels see a forest (spec 3): one [`Row`] per token, and a parent per slot of the key/value cache.
+
+pub use crate::forest::{NONE, Row};
+
+/// The first `tokens` records of a `rows` buffer.
+pub fn records(rows: &[u32], tokens: usize) -> &[Row] {
+    bytemuck::cast_slice(&rows[..tokens * Row::WORDS])
+}
+
+/// Shape of the attention of `tokens` rows: query heads, key/value heads (each shared by `heads / kv_heads` query
+/// heads), and the width of one head.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    pub tokens: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Dims {
+    /// Width of the query part, and of an attention output.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of a row of the key/value cache: all key heads, then all value heads.
+    pub fn kv_width(&self) -> usize {
+        2 * self.kv_heads * self.head_dim
+    }
+
+    /// Width of a row of projected queries, keys and values.
+    pub fn qkv_width(&self) -> usize {
+        self.q_width() + self.kv_width()
+    }
+}

@@ -1,0 +1,151 @@
+//! What the stages of a run share: settings, data, the run folder, progress.
+
+use super::engine::Engine;
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::device::read_f32;
+use crate::forest::PromptAttention;
+use crate::model::checkpoint::{load_blocks, save_blocks};
+use crate::model::Model;
+use crate::run::{Checkpoints, Metrics, Progress, RunFolder, State};
+use anyhow::{Result, bail};
+use serde_json::{Map, Value};
+use std::path::Path;
+use std::time::Instant;
+
+/// Steps in a row with a loss or gradient that is not finite, after which a run stops (spec 9).
+const MAX_SKIPPED_IN_A_ROW: u64 = 3;
+
+pub struct Context<'a> {
+    pub config: &'a Config,
+    pub data: &'a Dataset,
+    pub folder: &'a RunFolder,
+    pub checkpoints: Checkpoints,
+    pub metrics: Metrics,
+    pub progress: Progress,
+    /// When this process began, and the seconds of the run before it.
+    pub started: Instant,
+    pub elapsed_before: f64,
+}
+
+/// Figures of one validation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Validation {
+    pub hr10: f64,
+    pub ndcg10: f64,
+    /// What the run is after: NDCG@10, weighted by worth where the reward is.
+    pub metric: f64,
+}
+
+impl Context<'_> {
+    pub fn attention(&self) -> PromptAttention {
+        match self.config.model.prompt_attention {
+            crate::config::PromptAttention::Causal => PromptAttention::Causal,
+            crate::config::PromptAttention::Full => PromptAttention::Full,
+        }
+    }
+
+    /// Saves model, optimiser and state.
+    pub fn save(&mut self, engine: &Engine, state: &mut State) -> Result<()> {
+        self.save_with(engine, state, |_| Ok(()))
+    }
+
+    /// As [`Context::save`], with what `more` writes into the checkpoint's folder.
+    pub fn save_with(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        more: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        state.elapsed_seconds = self.elapsed_before + self.started.elapsed().as_secs_f64();
+        self.checkpoints.save(state, |folder| {
+            engine.model.save(folder)?;
+            let (layout, optimiser) = (engine.layout(), &engine.optimiser);
+            let moments = [
+                (FIRST_MOMENT, &optimiser.first_moment),
+                (SECOND_MOMENT, &optimiser.second_moment),
+            ];
+            for (name, moment) in moments {
+                save_blocks(layout, &moment.read()?, &folder.join(name))?;
+            }
+            more(folder)
+        })?;
+        Ok(())
+    }
+
+    /// Puts a checkpoint's weights and moments into the engine.
+    pub fn restore(&self, engine: &Engine, checkpoint: &Path) -> Result<()> {
+        restore_weights(&engine.model, checkpoint)?;
+        let optimiser = &engine.optimiser;
+        let moments = [
+            (FIRST_MOMENT, &optimiser.first_moment),
+            (SECOND_MOMENT, &optimiser.second_moment),
+        ];
+        for (name, moment) in moments {
+            moment.write(&load_blocks(engine.layout(), &checkpoint.join(name))?)?;
+        }
+        Ok(())
+    }
+}
+
+const FIRST_MOMENT: &str = "first_moment.safetensors";
+const SECOND_MOMENT: &str = "second_moment.safetensors";
+
+/// Puts a checkpoint's weights into a model of the same shape.
+pub fn restore_weights(model: &Model, checkpoint: &Path) -> Result<()> {
+    let path = checkpoint.join("model.safetensors");
+    model.weights.write(&load_blocks(&model.layout, &path)?)
+}
+
+/// Watches for steps that were skipped because something was not finite.
+#[derive(Default)]
+pub struct Faults {
+    in_a_row: u64,
+}
+
+impl Faults {
+    /// Takes note of a step; true if it counts. Errors: too many in a row.
+    pub fn check(&mut self, finite: bool, state: &mut State, checkpoints: &Checkpoints) -> Result<bool> {
+        if finite {
+            self.in_a_row = 0;
+            return Ok(true);
+        }
+        self.in_a_row += 1;
+        state.skipped_steps += 1;
+        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW {
+            let last = match checkpoints.latest()? {
+                Some(path) => format!("the last good checkpoint is {}", path.display()),
+                None => "no checkpoint was written yet".into(),
+            };
+            bail!(
+                "{} step {}: loss or gradient not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row: lower the learning \
+                 rate ({last})",
+                state.stage.name(),
+                state.step
+            );
+        }
+        Ok(false)
+    }
+}
+
+/// A metrics record under construction.
+#[derive(Default)]
+pub struct Record(pub Map<String, Value>);
+
+impl Record {
+    /// Adds a number; one that is not finite is written as null.
+    pub fn number(&mut self, key: &str, value: f64) -> &mut Self {
+        self.0.insert(key.into(), Value::from(value));
+        self
+    }
+
+    pub fn validation(&mut self, v: &Validation) -> &mut Self {
+        self.number("hr@10", v.hr10).number("ndcg@10", v.ndcg10)
+    }
+}
+
+/// [norm, scale, finite] of the step just run.
+pub fn gradient_norm(engine: &Engine) -> Result<(f32, bool)> {
+    let out = read_f32(engine.device(), engine.optimiser.norm())?;
+    Ok((out[0], out[2] == 1.0))
+}

@@ -1,0 +1,400 @@
+//! The whole job: fine-tuning, V-STAR, the baseline, the final comparison.
+
+use super::context::{Context, Validation, restore_weights};
+use super::engine::{Capacity, Engine};
+use super::{rl, sft};
+use crate::config::{Arch, Candidates, Config};
+use crate::data::Dataset;
+use crate::decode::search::{Decoding, Searcher};
+use crate::device::DeviceRef;
+use crate::eval::bootstrap::Bootstrap;
+use crate::eval::metrics::Evaluation;
+use crate::eval::per_user::{Credit, Gain};
+use crate::eval::report::{Report, Row, compare, table};
+use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
+use crate::model::checkpoint::Init;
+use crate::model::{Architecture, Family, Model};
+use crate::run::{RunFolder, Stage, State};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Which stages to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stages {
+    pub sft: bool,
+    pub rl: bool,
+    pub eval: bool,
+}
+
+/// The shape a from-scratch model of these settings has.
+pub fn architecture(config: &Config, data: &Dataset) -> Architecture {
+    let m = &config.model;
+    let family = match m.arch {
+        Arch::Qwen2 => Family::Qwen2,
+        Arch::Llama => Family::Llama,
+        Arch::Qwen3 => Family::Qwen3,
+    };
+    Architecture {
+        family,
+        vocab: data.catalog.vocab_size(),
+        hidden: m.hidden_size,
+        intermediate: m.feed_forward_size(),
+        layers: m.layers,
+        heads: m.heads,
+        kv_heads: m.kv_heads,
+        head_dim: m.hidden_size / m.heads,
+        rope_theta: m.rope_theta,
+        eps: m.rms_norm_eps as f32,
+        tied: m.tie_embeddings,
+        qkv_bias: family == Family::Qwen2,
+        max_positions: positions(data),
+    }
+}
+
+/// Tokens of the longest prompt and candidate.
+pub fn positions(data: &Dataset) -> usize {
+    1 + (data.max_history + 1) * data.catalog.levels()
+}
+
+/// Loads a checkpoint for this data. Errors: its vocabulary is too small for the catalog.
+pub fn load_model(
+    device: &DeviceRef,
+    dir: &Path,
+    data: &Dataset,
+    positions: usize,
+    init: Init,
+) -> Result<Model> {
+    let model = Model::load(device, dir, positions, init)?;
+    let (has, needs) = (model.architecture.vocab, data.catalog.vocab_size());
+    ensure!(
+        has >= needs,
+        "{}: its vocabulary of {has} tokens is too small for this catalog, which needs {needs}: was it trained on other data?",
+        dir.display()
+    );
+    Ok(model)
+}
+
+/// What the final table holds of one system.
+struct System {
+    name: &'static str,
+    evaluation: Evaluation,
+    report: Report,
+    decode_tokens: u64,
+    train_decode_tokens: Option<u64>,
+}
+
+struct Job<'a> {
+    context: Context<'a>,
+    engine: Engine,
+    tables: SidTables,
+    validation: Searcher,
+}
+
+/// Runs the stages asked for; with `resume`, goes on from the folder's latest checkpoint. Returns the final table.
+pub fn run(device: &DeviceRef, mut context: Context, stages: Stages, resume: Option<PathBuf>) -> Result<String> {
+    let (config, data) = (context.config, context.data);
+    let start = match &resume {
+        Some(checkpoint) => State::load(checkpoint)?,
+        None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
+    };
+    context.elapsed_before = start.elapsed_seconds;
+    let plan = sft::Plan::new(&context)?;
+    let rl_capacity = rl::capacity(config, data);
+    let sft_capacity = plan.capacity(data.catalog.levels(), context.attention());
+    let capacity = match (stages.sft, stages.rl) {
+        (true, true) => sft_capacity.max(rl_capacity),
+        (true, false) => sft_capacity,
+        (false, true) => rl_capacity,
+        (false, false) => Capacity { tokens: 1, rows: 1, targets: 1 },
+    };
+    let init = Init {
+        seed: config.seed,
+        std: config.model.init_std as f32,
+    };
+    let positions = plan.longest(data.catalog.levels()).max(positions(data));
+    let from = match &resume {
+        Some(checkpoint) => Some(checkpoint.clone()),
+        None if config.model.init.is_empty() => None,
+        None => Some(PathBuf::from(&config.model.init)),
+    };
+    ensure!(
+        stages.sft || from.is_some(),
+        "--stage rl and --stage eval need a model: give model.init=DIR, a run folder's checkpoint"
+    );
+    let model = match &from {
+        Some(dir) => load_model(device, dir, data, positions, init)?,
+        None => Model::initialised(device, &architecture(config, data), positions, init)?,
+    };
+    let engine = Engine::new(model, capacity)?;
+    let tables = SidTables::new(data);
+    let validation = Searcher::new(&engine.model, data, &Decoding::evaluation(config, data))?;
+    let mut job = Job {
+        context,
+        engine,
+        tables,
+        validation,
+    };
+    job.run(stages, start, resume.as_deref(), from.as_deref())
+}
+
+impl Job<'_> {
+    fn run(
+        &mut self,
+        stages: Stages,
+        start: State,
+        resume: Option<&Path>,
+        from: Option<&Path>,
+    ) -> Result<String> {
+        if let Some(checkpoint) = resume {
+            self.context.restore(&self.engine, checkpoint)?;
+        }
+        let resumed = |stage| (resume.is_some() && start.stage == stage).then(|| start.clone());
+        let mut systems = Vec::new();
+        if stages.sft && start.stage == Stage::Sft {
+            let state = resumed(Stage::Sft).unwrap_or_else(|| State::start(Stage::Sft));
+            self.fine_tune(state)?;
+        }
+        // Where reinforcement learning starts: the best fine-tuned weights, or the model given.
+        let origin = match self.context.checkpoints.best(Stage::Sft)? {
+            Some(best) => Some(best),
+            None => from.map(Path::to_path_buf),
+        };
+        if stages.eval {
+            if let Some(origin) = &origin {
+                restore_weights(&self.engine.model, origin)?;
+            }
+            systems.push(self.evaluate("SFT", None)?);
+        }
+        if stages.rl {
+            let origin = origin.context("reinforcement learning needs a fine-tuned model")?;
+            let tokens = self.reinforce(Stage::Rl, &origin, resumed(Stage::Rl), start.stage, None)?;
+            if stages.eval {
+                systems.push(self.evaluate("V-STAR", Some(tokens))?);
+            }
+            if stages.eval && self.context.config.eval.baselines {
+                let state = resumed(Stage::Grpo);
+                let spent = self.reinforce(Stage::Grpo, &origin, state, start.stage, Some(tokens))?;
+                systems.insert(1, self.evaluate("GRPO (beam)", Some(spent))?);
+            }
+        }
+        if !stages.eval {
+            return Ok(String::new());
+        }
+        self.finish(systems)
+    }
+
+    fn fine_tune(&mut self, state: State) -> Result<()> {
+        let plan = sft::Plan::new(&self.context)?;
+        let users = self.context.config.sft.eval_users;
+        let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
+        let weighted = self.context.config.reward.value > 0.0;
+        let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
+        sft::run(&mut self.context, &mut self.engine, &plan, state, &mut check)?;
+        Ok(())
+    }
+
+    /// Runs a reinforcement stage from `origin`, unless a resumed run is past it; leaves its best weights in the engine.
+    /// Returns the decode tokens it spent.
+    fn reinforce(
+        &mut self,
+        stage: Stage,
+        origin: &Path,
+        resumed: Option<State>,
+        at: Stage,
+        token_limit: Option<u64>,
+    ) -> Result<u64> {
+        let best = self.context.checkpoints.best(stage)?;
+        if at > stage
+            && let Some(best) = best
+        {
+            restore_weights(&self.engine.model, &best)?;
+            return Ok(State::load(&best)?.decode_tokens);
+        }
+        let mut config = self.context.config.clone();
+        if stage == Stage::Grpo {
+            config.rl.decode = Candidates::Beam;
+            config.rl.sibling_weight = 0.0;
+            config.rl.value_weight = 0.0;
+            config.rl.value_warmup_steps = 0;
+        }
+        let state = match resumed {
+            Some(state) => state,
+            None => {
+                restore_weights(&self.engine.model, origin)?;
+                self.engine.optimiser.reset()?;
+                State::start(stage)
+            }
+        };
+        let users = config.rl.eval_users;
+        let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
+        let weighted = config.reward.value > 0.0;
+        let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
+        let limit = rl::Limit {
+            steps: (token_limit.is_none()).then_some(config.rl.last_step() as u64),
+            decode_tokens: token_limit,
+        };
+        let state = rl::run(
+            &mut self.context,
+            &config,
+            &mut self.engine,
+            (state, limit, origin),
+            &mut check,
+        )?;
+        Ok(state.decode_tokens)
+    }
+
+    fn evaluate(&mut self, name: &'static str, train_decode_tokens: Option<u64>) -> Result<System> {
+        let data = self.context.data;
+        let examples = limited(&data.test, self.context.config.eval.max_users);
+        self.context
+            .progress
+            .stage(&format!("test {name}"), 0, examples.len() as u64);
+        let progress = &mut self.context.progress;
+        let (evaluation, decode_tokens) = evaluate(
+            &self.engine.model,
+            data,
+            &self.tables,
+            &mut self.validation,
+            examples,
+            |done| progress.step(done as u64, &[]),
+        )?;
+        self.context.progress.finish();
+        self.system(name, evaluation, decode_tokens, train_decode_tokens)
+    }
+
+    fn system(
+        &self,
+        name: &'static str,
+        evaluation: Evaluation,
+        decode_tokens: u64,
+        train_decode_tokens: Option<u64>,
+    ) -> Result<System> {
+        let report = Report::new(
+            &self.context.data.protocol.to_string(),
+            &evaluation,
+            &self.bootstrap(),
+        );
+        Ok(System {
+            name,
+            evaluation,
+            report,
+            decode_tokens,
+            train_decode_tokens,
+        })
+    }
+
+    fn bootstrap(&self) -> Bootstrap {
+        Bootstrap {
+            seed: self.context.config.seed,
+            resamples: self.context.config.eval.bootstrap as u32,
+        }
+    }
+
+    /// The table and `result.json`.
+    fn finish(&mut self, mut systems: Vec<System>) -> Result<String> {
+        let (config, data) = (self.context.config, self.context.data);
+        if config.eval.baselines {
+            let examples = limited(&data.test, config.eval.max_users);
+            let beam = self.validation.beam();
+            let popularity = baseline_evaluation(data, &self.tables, examples, beam)?;
+            systems.insert(0, self.system("popularity", popularity, 0, None)?);
+        }
+        let rows: Vec<Row> = systems
+            .iter()
+            .map(|s| Row {
+                name: s.name,
+                report: &s.report,
+                decode_tokens: s.decode_tokens,
+            })
+            .collect();
+        let mut text = table(&rows)?;
+        let mut comparisons = serde_json::Map::new();
+        let find = |name| systems.iter().find(|s: &&System| s.name == name);
+        if let (Some(ours), Some(sft)) = (find("V-STAR"), find("SFT")) {
+            let measures = [("ndcg@10", Gain::Ndcg, false), ("hr@10", Gain::Hr, false), ("value_hr@10", Gain::Hr, true)];
+            for (key, gain, valued) in measures {
+                let top = sft.report.top;
+                let difference = compare(
+                    &self.bootstrap(),
+                    &ours.evaluation.per_user,
+                    &sft.evaluation.per_user,
+                    |p| match valued {
+                        true => p.valued(gain, Credit::Sid, top),
+                        false => p.ranking(gain, Credit::Sid, top),
+                    },
+                )?;
+                if let Some(difference) = difference {
+                    text.push_str(&format!("V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"));
+                    comparisons.insert(key.into(), serde_json::to_value(&difference)?);
+                }
+            }
+        }
+        for s in &systems {
+            if let Some(tokens) = s.train_decode_tokens {
+                text.push_str(&format!("{} spent {tokens} decode tokens in training\n", s.name));
+            }
+        }
+        let figures = systems
+            .iter()
+            .map(|s| {
+                let mut object = serde_json::Map::new();
+                s.report.merge_into(&mut object)?;
+                object.insert("decode_tokens".into(), s.decode_tokens.into());
+                object.insert("train_decode_tokens".into(), json!(s.train_decode_tokens));
+                Ok((s.name.to_string(), Value::Object(object)))
+            })
+            .collect::<Result<serde_json::Map<_, _>>>()?;
+        let device = self.engine.device();
+        let seconds = self.context.elapsed_before + self.context.started.elapsed().as_secs_f64();
+        self.context.folder.write_result(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "data": data.name,
+            "protocol": data.protocol.to_string(),
+            "seed": config.seed,
+            "device": device.info(),
+            "parameters": self.engine.model.architecture.parameters(),
+            "seconds": seconds,
+            "counters": device.counters(),
+            "systems": figures,
+            "vstar_over_sft": comparisons,
+        }))?;
+        Ok(text)
+    }
+}
+
+/// The first `limit` examples; 0: all.
+pub fn limited<T>(examples: &[T], limit: usize) -> &[T] {
+    match limit {
+        0 => examples,
+        n => &examples[..n.min(examples.len())],
+    }
+}
+
+/// Validation figures; the metric is NDCG@10, weighted by worth where the reward is.
+fn validate(
+    model: &Model,
+    data: &Dataset,
+    tables: &SidTables,
+    searcher: &mut Searcher,
+    users: usize,
+    weighted: bool,
+) -> Result<Validation> {
+    let examples = limited(&data.valid, users);
+    if examples.is_empty() {
+        bail!("the data has no validation users: early stopping needs some");
+    }
+    let (evaluation, _) = evaluate(model, data, tables, searcher, examples, |_| {})?;
+    let (p, top) = (&evaluation.per_user, evaluation.top);
+    let value = |s: crate::eval::bootstrap::Statistic| s.value().unwrap_or(0.0);
+    let ndcg10 = value(p.ranking(Gain::Ndcg, Credit::Sid, top));
+    Ok(Validation {
+        hr10: value(p.ranking(Gain::Hr, Credit::Sid, top)),
+        ndcg10,
+        metric: if weighted {
+            value(p.valued(Gain::Ndcg, Credit::Sid, top))
+        } else {
+            ndcg10
+        },
+    })
+}

@@ -1,0 +1,64 @@
+//! Writing so that a crash leaves the old or the new, never a part.
+//!
+//! Everything is written under a hidden temporary name beside its destination, flushed to the disk,
+//! and renamed. A temporary left by a crash is overwritten by the next write.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Replaces the file `path` by `bytes`, durably: whoever reads it sees the old or the new content.
+///
+/// # Errors
+/// The file cannot be written; `path` is then as it was.
+pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        sync_folder(parent(path))
+    };
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&partial)))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The temporary name under which `path` is prepared.
+pub(super) fn partial(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.partial"))
+}
+
+/// The folder that `path` is in, `.` for a bare name.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Flushes every file and folder under `folder`, itself included.
+pub(super) fn sync_tree(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            // Opened for writing, because Windows flushes no file that is open for reading only.
+            File::options().write(true).open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// Makes renames within `folder` durable. Windows has no such call: its renames are journalled.
+pub(super) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The run folder: one folder that says what was asked, what happened and what came of it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::checkpoint::Checkpoints;
+use super::disk::atomic_write;
+use super::metrics::Metrics;
+use super::state::{Stage, State};
+use crate::config::Config;
+
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+const CHECKPOINTS: &str = "checkpoints";
+const RESULT: &str = "result.json";
+
+const README: &str = "\
+This folder holds one run of vstar.
+
+config.toml     every setting of the run; `vstar train --config` reads it
+metrics.jsonl   one JSON object for every step, written as the run goes on
+checkpoints/    <stage>-<step>/: model, optimiser and state.json, the latest few;
+                best-sft and best-rl name the best checkpoint of each stage
+result.json     every final figure, with protocol, seed and device; there once the run is done
+
+Go on with an interrupted run:   vstar train --resume THIS_FOLDER
+Evaluate its best model:         vstar eval --model THIS_FOLDER
+";
+
+/// An existing run folder.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+impl RunFolder {
+    /// A free name for a run of today: `runs/<UTC time>-<data set>`.
+    pub fn default_path(dataset: &str) -> PathBuf {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let base = format!(
+            "{}-{dataset}",
+            timestamp(now.map_or(0, |now| now.as_secs()))
+        );
+        let numbered = (2..).map(|number| format!("{base}-{number}"));
+        std::iter::once(base.clone())
+            .chain(numbered)
+            .map(|name| Path::new("runs").join(name))
+            .find(|path| !path.exists())
+            .expect("one of endless names is free")
+    }
+
+    /// Makes the folder of a new run, with its `config.toml` and `README.txt`.
+    ///
+    /// # Errors
+    /// The path is taken by anything but an empty folder, or cannot be written.
+    pub fn create(root: &Path, config: &Config) -> Result<RunFolder> {
+        let shown = root.display();
+        match fs::read_dir(root) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    bail!(
+                        "the run folder {shown} is not empty: give another --out, or go on with that run by --resume {shown}"
+                    );
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot use the run folder {shown}"));
+            }
+        }
+        fs::create_dir_all(root).with_context(|| format!("cannot make the run folder {shown}"))?;
+        atomic_write(&root.join("README.txt"), README.as_bytes())?;
+        // Last, because it is what makes the folder a run folder.
+        atomic_write(&root.join(CONFIG), config.resolved_toml().as_bytes())?;
+        Ok(RunFolder {
+            root: root.to_owned(),
+        })
+    }
+
+    /// The folder of an earlier run, to go on with it or to read from it.
+    pub fn open(root: &Path) -> Result<RunFolder> {
+        let folder = RunFolder {
+            root: root.to_owned(),
+        };
+        if !folder.config_path().is_file() {
+            bail!("{} is not a run folder: it has no {CONFIG}", root.display());
+        }
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `config.toml`, the resolved configuration, for [`Config::load`].
+    pub fn config_path(&self) -> PathBuf {
+        self.root.join(CONFIG)
+    }
+
+    /// `result.json`, there once the run is done.
+    pub fn result_path(&self) -> PathBuf {
+        self.root.join(RESULT)
+    }
+
+    /// The run's checkpoints, of which the latest `keep` stay.
+    pub fn checkpoints(&self, keep: usize) -> Result<Checkpoints> {
+        Checkpoints::open(&self.root.join(CHECKPOINTS), keep)
+    }
+
+    /// `metrics.jsonl`: empty for a new run, cut back to where `resumed` stands for another.
+    pub fn metrics(&self, resumed: Option<&State>) -> Result<Metrics> {
+        let path = self.root.join(METRICS);
+        match resumed {
+            None => Metrics::create(&path),
+            Some(state) => Metrics::resume(&path, state.stage, state.step),
+        }
+    }
+
+    /// Writes `result.json`.
+    pub fn write_result(&self, result: &Value) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(result)?;
+        text.push(b'\n');
+        atomic_write(&self.result_path(), &text)
+    }
+}
+
+/// A model on disk, and the configuration it was trained with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The folder with the weights.
+    pub checkpoint: PathBuf,
+    /// The `config.toml` of its run; none for a checkpoint from elsewhere.
+    pub config: Option<PathBuf>,
+}
+
+/// Finds the model that `--model DIR` means: in a run folder the best of the last stage that has one
+/// (the baseline's aside), else the latest; any other folder is a checkpoint itself.
+///
+/// # Errors
+/// There is no such folder, or the run has no checkpoint yet.
+pub fn locate_model(folder: &Path) -> Result<Located> {
+    let shown = folder.display();
+    if !folder.is_dir() {
+        bail!("there is no model folder {shown}");
+    }
+    let Ok(run) = RunFolder::open(folder) else {
+        // <run>/checkpoints/<checkpoint>: the run's configuration is two folders up.
+        let run = folder.join("..").join("..");
+        let inside = fs::canonicalize(folder.join(".."))
+            .is_ok_and(|parent| parent.file_name().is_some_and(|name| name == CHECKPOINTS));
+        let run = RunFolder::open(&run).ok().filter(|_| inside);
+        return Ok(Located {
+            checkpoint: folder.to_owned(),
+            config: run.map(|run| run.config_path()),
+        });
+    };
+    let checkpoints = Checkpoints::reading(&run.root.join(CHECKPOINTS));
+    let mut found = None;
+    for stage in Stage::ALL.into_iter().rev() {
+        if found.is_none() && stage != Stage::Grpo {
+            found = checkpoints.best(stage)?;
+        }
+    }
+    if found.is_none() {
+        found = checkpoints.latest().ok().flatten();
+    }
+    Ok(Located {
+        checkpoint: found.with_context(|| format!("the run {shown} has no checkpoint yet"))?,
+        config: Some(run.config_path()),
+    })
+}
+
+/// `yyyymmdd-hhmmss` in UTC of a number of seconds since 1970.
+fn timestamp(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years are counted from March, so that the leap day is the last one; a cycle of the Gregorian
+    // calendar is 400 years of 146,097 days. Day 719,468 after 0000-03-01 is 1970-01-01.
+    let days = days + 719_468;
+    let (cycle, day_of_cycle) = (days / 146_097, days % 146_097);
+    let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524
+        - day_of_cycle / 146_096)
+        / 365;
+    let day_of_year =
+        day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = 400 * cycle + year_of_cycle + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::timestamp;
+
+    #[test]
+    fn timestamps_follow_the_calendar() {
+        // Reference values: `date -u -d @SECONDS +%Y%m%d-%H%M%S`.
+        for (seconds, expected) in [
+            (0, "19700101-000000"),
+            (951_782_399, "20000228-235959"),
+            (951_782_400, "20000229-000000"),
+            (951_868_800, "20000301-000000"),
+            (1_735_689_599, "20241231-235959"),
+            (4_107_542_400, "21000301-000000"),
+        ] {
+            assert_eq!(timestamp(seconds), expected);
+        }
+    }
+}

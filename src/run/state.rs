@@ -1,0 +1,122 @@
+//! Where a run stands: what a checkpoint holds beside the weights and the optimiser.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::disk::atomic_write;
+
+/// The stages of a run, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Supervised fine-tuning.
+    Sft,
+    /// Reinforcement learning.
+    Rl,
+    /// The baseline of the final table: GRPO with beam search at the same number of decode tokens.
+    Grpo,
+    /// The final evaluation.
+    Eval,
+}
+
+impl Stage {
+    /// Every stage, first to last.
+    pub const ALL: [Stage; 4] = [Stage::Sft, Stage::Rl, Stage::Grpo, Stage::Eval];
+
+    /// The name in checkpoints and metrics: `sft`, `rl`, `grpo` or `eval`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Sft => "sft",
+            Stage::Rl => "rl",
+            Stage::Grpo => "grpo",
+            Stage::Eval => "eval",
+        }
+    }
+
+    pub(super) fn from_name(name: &str) -> Option<Stage> {
+        Stage::ALL.into_iter().find(|stage| stage.name() == name)
+    }
+}
+
+/// Everything a resumed run needs that is not a tensor. Random draws need no state of their own:
+/// they are functions of (seed, stream, step, document, index).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    pub stage: Stage,
+    /// Steps of this stage that are done, skipped ones included.
+    pub step: u64,
+    /// Passes over the training data of this stage that are done.
+    pub epoch: u64,
+    /// The best validation metric of this stage; none before the first validation.
+    pub best_metric: Option<f64>,
+    /// Validations since the best one.
+    pub bad_evaluations: u64,
+    /// Backbone tokens run by decoding so far.
+    pub decode_tokens: u64,
+    /// Steps left out for a loss or gradient that was not finite.
+    pub skipped_steps: u64,
+    /// Wall-clock seconds of training in all stages, resumed parts added up.
+    pub elapsed_seconds: f64,
+    /// What a stage needs beyond the above.
+    pub extra: Map<String, Value>,
+}
+
+impl State {
+    const FILE: &str = "state.json";
+
+    /// The beginning of a stage.
+    pub fn start(stage: Stage) -> State {
+        State {
+            stage,
+            step: 0,
+            epoch: 0,
+            best_metric: None,
+            bad_evaluations: 0,
+            decode_tokens: 0,
+            skipped_steps: 0,
+            elapsed_seconds: 0.0,
+            extra: Map::new(),
+        }
+    }
+
+    /// Takes note of a validation; true if it is the best so far.
+    pub fn note_validation(&mut self, metric: f64) -> bool {
+        let improved = self.best_metric.is_none_or(|best| metric > best);
+        if improved {
+            self.best_metric = Some(metric);
+            self.bad_evaluations = 0;
+        } else {
+            self.bad_evaluations += 1;
+        }
+        improved
+    }
+
+    /// Reads `state.json` of a checkpoint folder.
+    pub fn load(checkpoint: &Path) -> Result<State> {
+        let path = checkpoint.join(Self::FILE);
+        let text =
+            fs::read(&path).with_context(|| format!("cannot read the state {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a run's state", path.display()))
+    }
+
+    /// Writes `state.json` into a checkpoint folder.
+    ///
+    /// # Errors
+    /// The file cannot be written, or a number is not finite, which JSON cannot hold.
+    pub fn save(&self, checkpoint: &Path) -> Result<()> {
+        let numbers = self.best_metric.into_iter().chain([self.elapsed_seconds]);
+        for number in numbers {
+            if !number.is_finite() {
+                bail!("the state at step {} holds {number}", self.step);
+            }
+        }
+        let text = serde_json::to_vec_pretty(self)?;
+        atomic_write(&checkpoint.join(Self::FILE), &text)
+    }
+}

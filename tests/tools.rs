@@ -1,0 +1,169 @@
+//! The commands that check a device: `vstar doctor` and `vstar validate`.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The program, with a folder for Mesa, which complains on stderr without one.
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vstar"));
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command.args(arguments);
+    command
+}
+
+fn vstar(arguments: &[&str]) -> Output {
+    program(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What a run that succeeds prints.
+#[track_caller]
+fn success(arguments: &[&str]) -> String {
+    let output = vstar(arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[track_caller]
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&success(arguments)).expect("JSON and nothing else")
+}
+
+/// The one line of a run that fails before it has done anything.
+#[track_caller]
+fn failure(arguments: &[&str]) -> String {
+    let output = vstar(arguments);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(text(&output.stdout), "");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message.strip_prefix("vstar: error: ").unwrap().to_owned()
+}
+
+#[test]
+fn doctor_lists_every_adapter_and_tests_every_device() {
+    let report = json(&["doctor", "--json"]);
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert!(report["host"]["threads"].as_u64().unwrap() > 0);
+    let adapters = report["adapters"].as_array().unwrap();
+    assert!(!adapters.is_empty(), "scripts/test installs an adapter");
+    for (index, adapter) in adapters.iter().enumerate() {
+        assert_eq!(adapter["index"], index);
+        for field in ["name", "type", "backend", "driver"] {
+            assert_ne!(adapter[field].as_str(), Some(""), "{field}");
+        }
+        // wgpu's default limits, below which no adapter is opened.
+        let limits = &adapter["limits"];
+        for (limit, least) in [
+            ("storage_buffers_per_stage", 8),
+            ("storage_binding_size", 128 << 20),
+            ("buffer_size", 256 << 20),
+            ("workgroup_memory", 16_384),
+            ("invocations_per_workgroup", 256),
+            ("workgroups_per_dimension", 65_535),
+        ] {
+            assert!(limits[limit].as_u64().unwrap() >= least, "{limit}");
+        }
+        assert_eq!(adapter["features"].as_object().unwrap().len(), 6);
+    }
+    let tests = report["self_tests"].as_array().unwrap();
+    let tested: Vec<_> = tests.iter().map(|test| test["adapter"].as_u64()).collect();
+    let devices: Vec<_> = (0..adapters.len() as u64).map(Some).chain([None]).collect();
+    assert_eq!(tested, devices);
+    for test in tests {
+        assert_eq!(test["passed"], true, "{test}");
+        assert!(test["round_trip_us"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(tests.last().unwrap()["name"], "cpu");
+}
+
+#[test]
+fn doctor_tests_only_the_device_that_is_named() {
+    let report = json(&["doctor", "--json", "--device", "cpu"]);
+    assert_eq!(report["chosen"]["name"], "cpu");
+    assert_eq!(report["chosen"]["adapter"], Value::Null);
+    assert_eq!(report["self_tests"].as_array().unwrap().len(), 1);
+
+    let listing = success(&["doctor", "--device", "gpu"]);
+    let (_, tests) = listing.split_once("\nself-test\n").unwrap();
+    assert_eq!(tests.lines().count(), 1, "{tests}");
+    assert!(tests.contains(" PASS "), "{tests}");
+}
+
+#[test]
+fn validate_compares_the_kernels_that_are_named() {
+    let report = json(&["validate", "--kernel", "fill", "--device", "gpu", "--json"]);
+    assert_eq!(
+        (&report["passed"], &report["failed"]),
+        (&1.into(), &0.into())
+    );
+    let check = &report["checks"][0];
+    assert_eq!(check["name"], "fill");
+    assert_eq!(check["worst_relative_error"], 0.0);
+    // Twice: with the adapter's own limits, and with the least.
+    let launches = check["launches"].as_u64().unwrap();
+    assert!(launches >= 4 && launches.is_multiple_of(2), "{launches}");
+    assert_eq!(check["kernels"]["fill"]["launches"], launches);
+
+    let table = success(&["validate", "--kernel", "fill", "--device", "gpu"]);
+    let rows: Vec<_> = table.lines().collect();
+    let row: Vec<_> = rows[2].split_whitespace().collect();
+    assert_eq!(row, ["fill", &launches.to_string(), "0.0e0", "PASS"]);
+    assert_eq!(rows.last(), Some(&"1 passed, 0 failed"));
+}
+
+#[test]
+fn a_kernel_that_is_not_there_is_answered_with_those_that_are() {
+    let message = failure(&["validate", "--kernel", "fulfil", "--device", "gpu"]);
+    assert!(message.starts_with("--kernel fulfil: "), "{message}");
+    assert!(message.contains(" fill, "), "{message}");
+}
+
+#[test]
+fn the_cpu_is_not_compared_with_itself() {
+    let message = failure(&["validate", "--device", "cpu"]);
+    assert!(message.contains("proves nothing"), "{message}");
+    assert!(message.contains("--device gpu"), "{message}");
+}
+
+#[test]
+fn an_unknown_device_is_answered_with_the_known() {
+    for command in ["doctor", "validate"] {
+        for device in ["no such device", "99"] {
+            let message = failure(&[command, "--device", device]);
+            let start = format!("--device {device}: no such adapter (0: ");
+            assert!(message.starts_with(&start), "{message}");
+        }
+    }
+}
+
+/// As on a machine without any driver: Vulkan's loader is sent to a file that is not there.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_an_adapter_doctor_tests_the_cpu_and_gpu_is_refused() {
+    let without = |arguments: &[&str]| {
+        let nowhere = "/nowhere/driver.json";
+        let mut command = program(arguments);
+        command.env("VK_DRIVER_FILES", nowhere);
+        command.env("VK_ICD_FILENAMES", nowhere);
+        command.output().unwrap()
+    };
+    let output = without(&["doctor", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["adapters"], serde_json::json!([]));
+    assert_eq!(report["chosen"]["name"], "cpu");
+    assert_eq!(report["self_tests"][0]["passed"], true);
+
+    for command in ["doctor", "validate"] {
+        let output = without(&[command, "--device", "gpu"]);
+        assert_eq!(output.status.code(), Some(1));
+        let message = text(&output.stderr);
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(message.contains("mesa-vulkan-drivers"), "{message}");
+    }
+}
