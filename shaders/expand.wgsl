@@ -15,11 +15,14 @@ struct Params { rows: u32, vocab: u32, fanout: u32, tokens_at: u32, top: u32, ke
 //!include grid
 //!include search
 
+// Lanes reduce in two steps, 8 x 8, then 8: fewer barriers than a tree, less work than every lane reading all.
 const LANES: u32 = 64u;
+const PARTS: u32 = 8u;
 const MASKED: f32 = -1e30;
-var<workgroup> largest: array<f32, LANES>;
-var<workgroup> largest_legal: array<f32, LANES>;
-var<workgroup> sums: array<vec3<f32>, LANES>;
+var<workgroup> high_of: array<vec2<f32>, LANES>;
+var<workgroup> high_of_part: array<vec2<f32>, PARTS>;
+var<workgroup> sum_of: array<vec3<f32>, LANES>;
+var<workgroup> sum_of_part: array<vec3<f32>, PARTS>;
 
 // Not a number and the infinities become MASKED, so that a diverged model still spells valid SIDs.
 fn finite(x: f32) -> f32 {
@@ -48,38 +51,51 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     // Leaves and inactive rows read no logits.
     let vocab = select(0u, p.vocab, children > 0u);
 
-    var high = MASKED;
+    // Largest logit of the vocabulary and of the children.
+    var high = vec2<f32>(MASKED);
     for (var i = lane; i < vocab; i += LANES) {
-        high = max(high, logits[row * p.vocab + i]);
+        high.x = max(high.x, logits[row * p.vocab + i]);
     }
-    var high_legal = MASKED;
     for (var c = lane; c < children; c += LANES) {
-        high_legal = max(high_legal, legal_logit(row, begin + c));
+        high.y = max(high.y, legal_logit(row, begin + c));
     }
-    largest[lane] = high;
-    largest_legal[lane] = high_legal;
+    high_of[lane] = high;
     workgroupBarrier();
-    for (var i = 0u; i < LANES; i++) {
-        high = max(high, largest[i]);
-        high_legal = max(high_legal, largest_legal[i]);
+    if lane < PARTS {
+        for (var i = 0u; i < LANES / PARTS; i++) {
+            high = max(high, high_of[lane * (LANES / PARTS) + i]);
+        }
+        high_of_part[lane] = high;
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < PARTS; i++) {
+        high = max(high, high_of_part[i]);
     }
 
     // Sum over the vocabulary; sum and weighted sum over the children.
     var sum = vec3<f32>(0.0);
     for (var i = lane; i < vocab; i += LANES) {
-        sum.x += exp(logits[row * p.vocab + i] - high);
+        sum.x += exp(logits[row * p.vocab + i] - high.x);
     }
     for (var c = lane; c < children; c += LANES) {
-        let x = legal_logit(row, begin + c) - high_legal;
+        let x = legal_logit(row, begin + c) - high.y;
         let e = exp(x);
         sum.y += e;
         sum.z += e * x;
     }
-    sums[lane] = sum;
+    sum_of[lane] = sum;
+    workgroupBarrier();
+    if lane < PARTS {
+        sum = vec3<f32>(0.0);
+        for (var i = 0u; i < LANES / PARTS; i++) {
+            sum += sum_of[lane * (LANES / PARTS) + i];
+        }
+        sum_of_part[lane] = sum;
+    }
     workgroupBarrier();
     sum = vec3<f32>(0.0);
-    for (var i = 0u; i < LANES; i++) {
-        sum += sums[i];
+    for (var i = 0u; i < PARTS; i++) {
+        sum += sum_of_part[i];
     }
 
     if place != NONE && lane == 0u {
@@ -90,9 +106,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         stats[place * STATS + ENTROPY] = h;
         stats[place * STATS + SCORE] = v + p.lambda * h;
     }
-    var normaliser = high + log(sum.x);
+    var normaliser = high.x + log(sum.x);
     if p.renormalise != 0u {
-        normaliser = high_legal + log(sum.y);
+        normaliser = high.y + log(sum.y);
     }
     let out = select(row, place, p.keep != 0u) * p.fanout;
     for (var c = lane; c < children; c += LANES) {

@@ -79,20 +79,30 @@ fn finite(x: f32) -> f32 {
     if x.is_finite() { x } else { MASKED }
 }
 
-/// `ln sum exp(x - high)` and `high`, in the fixed order of [`math::sum`].
+/// `ln sum exp x`, sixteen partial maxima and sums wide, in a fixed order.
 fn log_sum(x: &[f32]) -> f32 {
-    let mut lanes = [MASKED; 16];
-    let chunks = x.chunks_exact(16);
-    for &v in chunks.remainder() {
-        lanes[0] = lanes[0].max(v);
-    }
-    for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] = lanes[i].max(chunk[i]);
+    const W: usize = 16;
+    let chunks = x.chunks_exact(W);
+    let rest = chunks.remainder();
+    let mut lanes = [MASKED; W];
+    for chunk in chunks.clone() {
+        for i in 0..W {
+            lanes[i] = if chunk[i] > lanes[i] {
+                chunk[i]
+            } else {
+                lanes[i]
+            };
         }
     }
-    let high = lanes.iter().copied().fold(MASKED, f32::max);
-    high + math::sum(x.iter().map(|&v| math::exp(v - high))).ln()
+    let high = lanes.iter().chain(rest).copied().fold(MASKED, f32::max);
+    let mut sums = [0.0f32; W];
+    for chunk in chunks {
+        for i in 0..W {
+            sums[i] += math::exp(chunk[i] - high);
+        }
+    }
+    let tail: f32 = rest.iter().map(|&v| math::exp(v - high)).sum();
+    high + (sums.iter().sum::<f32>() + tail).ln()
 }
 
 /// What the twin writes for one row.
