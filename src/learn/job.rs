@@ -14,7 +14,7 @@ use crate::eval::report::{Report, Row, compare, table};
 use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
-use crate::run::{Stage, State};
+use crate::run::{Stage, State, locate_model};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -125,7 +125,7 @@ pub fn run(
     let from = match &resume {
         Some(checkpoint) => Some(checkpoint.clone()),
         None if config.model.init.is_empty() => None,
-        None => Some(PathBuf::from(&config.model.init)),
+        None => Some(locate_model(Path::new(&config.model.init))?.checkpoint),
     };
     ensure!(
         stages.sft || from.is_some(),
@@ -416,6 +416,7 @@ fn validate(
     Ok(Validation {
         hr10: value(p.ranking(Gain::Hr, Credit::Sid, top)),
         ndcg10,
+        value_hr10: value(p.valued(Gain::Hr, Credit::Sid, top)),
         metric: if weighted {
             value(p.valued(Gain::Ndcg, Credit::Sid, top))
         } else {
