@@ -251,7 +251,7 @@ pub mod devices {
     }
 
     /// Runs a kernel's cases in lockstep, shader against twin, with and without checks.
-    pub fn lockstep(cases: fn(&mut Harness) -> Result<()>) {
+    pub fn lockstep(cases: crate::kernels::Cases) {
         for device in [bare_gpu(), unchecked_gpu()] {
             let mut harness = Harness::new(lockstep_pair(device));
             cases(&mut harness).unwrap();
