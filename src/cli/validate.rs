@@ -56,6 +56,8 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: false,
             bare: false,
+            // A write out of bounds meets the sentinels around the buffers of the cases.
+            exposed: true,
         },
     ),
     (
@@ -63,6 +65,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: true,
             bare: true,
+            exposed: false,
         },
     ),
 ];
