@@ -14,8 +14,8 @@ use crate::device::gpu::{Gpu, GpuOptions, describe};
 use crate::device::lockstep::{TOLERANCE, Worst};
 use crate::device::trial::attempt;
 use crate::device::{DeviceInfo, DeviceRef};
-use crate::kernels;
 use crate::kernels::harness::{Harness, lockstep_pair};
+use crate::kernels::{self, Cases};
 
 /// Check every kernel of this device against its twin on the CPU
 ///
@@ -48,7 +48,6 @@ pub struct Args {
 const WHOLE_STEPS: &[(&str, Step)] = &[];
 
 type Step = fn(&DeviceRef) -> Result<()>;
-type Cases = fn(&mut Harness) -> Result<()>;
 
 /// How the adapter is opened for each of the two comparisons.
 const OPENINGS: [(&str, GpuOptions); 2] = [
@@ -57,6 +56,8 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: false,
             bare: false,
+            // A write out of bounds meets the sentinels around the buffers of the cases.
+            exposed: true,
         },
     ),
     (
@@ -64,6 +65,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: true,
             bare: true,
+            exposed: false,
         },
     ),
 ];

@@ -59,7 +59,6 @@ pub static BACKWARD: Kernel = Kernel {
 };
 
 /// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     stream: &mut Stream,
     logits: Slice,
@@ -80,7 +79,6 @@ pub fn forward(
 }
 
 /// Replaces `logits` by dLoss/dlogits, given `g` [K] = dLoss/dlogp and the forward's `lse`.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     stream: &mut Stream,
     logits: Slice,

@@ -78,7 +78,6 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
 ///
 /// # Safety
 /// `a`, `b` and `c` hold the matrices of `dims`; nothing else touches this block of `c`.
-#[allow(clippy::too_many_arguments)]
 unsafe fn block(
     form: Form,
     a: &[f32],

@@ -348,7 +348,7 @@ impl Job<'_> {
                     text.push_str(&format!(
                         "V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"
                     ));
-                    comparisons.insert(key.into(), serde_json::to_value(&difference)?);
+                    comparisons.insert(key.into(), serde_json::to_value(difference)?);
                 }
             }
         }
