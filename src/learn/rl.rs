@@ -139,9 +139,7 @@ pub fn run(
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
     let total = limit.total((rl.prompts * searcher.budget()) as u64);
-    context
-        .progress
-        .stage(stage.name(), state.step, total);
+    context.progress.stage(stage.name(), state.step, total);
     if state.step == 0 && state.best_metric.is_none() {
         let before = validate(&engine.model)?;
         let mut record = Record::default();
