@@ -13,7 +13,7 @@ use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, Hyper, LogProbs, Loss, Metrics};
 use crate::kernels::td;
 use crate::kernels::tree_tables::Candidates;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use safetensors::SafeTensors;
 
 fn scalar(inputs: &SafeTensors, name: &str) -> Result<f32> {
