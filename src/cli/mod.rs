@@ -6,6 +6,7 @@ mod eval;
 mod probe;
 mod recommend;
 mod train;
+mod trained;
 mod validate;
 
 use std::io::{ErrorKind, Write, stderr};
