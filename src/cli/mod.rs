@@ -8,6 +8,7 @@ mod recommend;
 mod train;
 mod trained;
 mod validate;
+mod whole_steps;
 
 use std::io::{ErrorKind, Write, stderr};
 use std::path::Path;
