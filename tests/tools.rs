@@ -113,6 +113,8 @@ fn validate_compares_the_kernels_that_are_named() {
     let rows: Vec<_> = table.lines().collect();
     let row: Vec<_> = rows[2].split_whitespace().collect();
     assert_eq!(row, ["fill", &launches.to_string(), "0.0e0", "PASS"]);
+    let form: Vec<_> = rows[5].split_whitespace().collect();
+    assert_eq!(form, ["fill", &launches.to_string(), "0.0e0", "-"]);
     assert_eq!(rows.last(), Some(&"1 passed, 0 failed"));
 }
 
