@@ -12,7 +12,8 @@
 //! Floor: V exponentials and 4 V bytes read per row. The order of the children is found by counting, for each, those
 //! before it: children^2 comparisons, no barrier, no sorting network; codebooks have a few hundred codes.
 
-use super::math::{self, MASKED};
+use super::log_softmax::{row_max, row_sums};
+use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
@@ -77,22 +78,6 @@ pub fn expand(s: &mut Stream, on: Expand, p: Params) {
 
 fn finite(x: f32) -> f32 {
     if x.is_finite() { x } else { MASKED }
-}
-
-/// `ln sum exp(x - high)` and `high`, in the fixed order of [`math::sum`].
-fn log_sum(x: &[f32]) -> f32 {
-    let mut lanes = [MASKED; 16];
-    let chunks = x.chunks_exact(16);
-    for &v in chunks.remainder() {
-        lanes[0] = lanes[0].max(v);
-    }
-    for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] = lanes[i].max(chunk[i]);
-        }
-    }
-    let high = lanes.iter().copied().fold(MASKED, f32::max);
-    high + math::sum(x.iter().map(|&v| math::exp(v - high))).ln()
 }
 
 /// What the twin writes for one row.
@@ -162,16 +147,16 @@ fn twin(args: &Args) {
                 for (y, edge) in legal.iter_mut().zip(edges.clone()) {
                     *y = finite(x[trie.token(edge) as usize]);
                 }
-                let high = legal.iter().copied().fold(MASKED, f32::max);
-                let sum = math::sum(legal.iter().map(|&y| math::exp(y - high)));
-                let weighted = math::sum(legal.iter().map(|&y| math::exp(y - high) * (y - high)));
+                let high = row_max(legal);
+                let (sum, weighted) = row_sums(legal, high);
                 if children > 1 {
                     h = finite(sum.ln() - weighted / sum);
                 }
                 let normaliser = if p.renormalise != 0 {
                     high + sum.ln()
                 } else {
-                    log_sum(x)
+                    let high = row_max(x);
+                    high + row_sums(x, high).0.ln()
                 };
                 order.clear();
                 order.extend(0..children as u32);
