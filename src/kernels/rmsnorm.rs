@@ -8,7 +8,7 @@
 //! gradient 3n and 8n. One workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast.
 
 use super::harness::Harness;
-use super::math::dot;
+use super::math::{dot, fold};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
@@ -263,7 +263,7 @@ fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
             lanes[i] = (g[i] * w[i]).mul_add(x[i], lanes[i]);
         }
     }
-    let mut total = lanes.iter().sum::<f32>();
+    let mut total = fold(lanes, |a, b| a + b);
     for ((g, w), x) in tails {
         total = (g * w).mul_add(*x, total);
     }
