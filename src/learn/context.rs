@@ -6,7 +6,7 @@ use crate::data::Dataset;
 use crate::device::read_f32;
 use crate::forest::PromptAttention;
 use crate::model::Model;
-use crate::model::checkpoint::{load_blocks, save_blocks};
+use crate::model::checkpoint::{Init, load_blocks, save_blocks};
 use crate::run::{Checkpoints, Metrics, Progress, RunFolder, State};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
@@ -75,9 +75,22 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// What tensors that a checkpoint lacks are made from.
+    pub fn init(&self) -> Init {
+        Init {
+            seed: self.config.seed,
+            std: self.config.model.init_std as f32,
+        }
+    }
+
+    /// Puts a checkpoint's weights into a model of the same shape.
+    pub fn restore_weights(&self, model: &Model, checkpoint: &Path) -> Result<()> {
+        model.restore(checkpoint, self.init())
+    }
+
     /// Puts a checkpoint's weights and moments into the engine.
     pub fn restore(&self, engine: &Engine, checkpoint: &Path) -> Result<()> {
-        restore_weights(&engine.model, checkpoint)?;
+        self.restore_weights(&engine.model, checkpoint)?;
         let optimiser = &engine.optimiser;
         let moments = [
             (FIRST_MOMENT, &optimiser.first_moment),
@@ -92,12 +105,6 @@ impl Context<'_> {
 
 const FIRST_MOMENT: &str = "first_moment.safetensors";
 const SECOND_MOMENT: &str = "second_moment.safetensors";
-
-/// Puts a checkpoint's weights into a model of the same shape.
-pub fn restore_weights(model: &Model, checkpoint: &Path) -> Result<()> {
-    let path = checkpoint.join("model.safetensors");
-    model.weights.write(&load_blocks(&model.layout, &path)?)
-}
 
 /// Watches for steps that were skipped because something was not finite.
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! The whole job: fine-tuning, V-STAR, the baseline, the final comparison.
 
-use super::context::{Context, Validation, restore_weights};
+use super::context::{Context, Validation};
 use super::engine::{Capacity, Engine};
 use super::{rl, sft};
 use crate::config::{Arch, Candidates, Config};
@@ -84,6 +84,9 @@ struct System {
     train_decode_tokens: Option<u64>,
 }
 
+/// In the baseline's state: the decode tokens that reinforcement learning spent, which it may spend too.
+const TOKENS_BEFORE: &str = "decode_tokens_before";
+
 struct Job<'a> {
     context: Context<'a>,
     engine: Engine,
@@ -117,21 +120,18 @@ pub fn run(
             targets: 1,
         },
     };
-    let init = Init {
-        seed: config.seed,
-        std: config.model.init_std as f32,
-    };
+    let init = context.init();
     let positions = plan.longest(data.catalog.levels()).max(positions(data));
-    let from = match &resume {
-        Some(checkpoint) => Some(checkpoint.clone()),
-        None if config.model.init.is_empty() => None,
-        None => Some(locate_model(Path::new(&config.model.init))?.checkpoint),
+    let given = match config.model.init.as_str() {
+        "" => None,
+        folder => Some(locate_model(Path::new(folder))?.checkpoint),
     };
+    let from = resume.as_ref().or(given.as_ref());
     ensure!(
         stages.sft || from.is_some(),
         "--stage rl and --stage eval need a model: give model.init=DIR, a run folder's checkpoint"
     );
-    let model = match &from {
+    let model = match from {
         Some(dir) => load_model(device, dir, data, positions, init)?,
         None => Model::initialised(device, &architecture(config, data), positions, init)?,
     };
@@ -144,7 +144,7 @@ pub fn run(
         tables,
         validation,
     };
-    job.run(stages, start, resume.as_deref(), from.as_deref())
+    job.run(stages, start, resume.as_deref(), given.as_deref())
 }
 
 impl Job<'_> {
@@ -153,39 +153,35 @@ impl Job<'_> {
         stages: Stages,
         start: State,
         resume: Option<&Path>,
-        from: Option<&Path>,
+        given: Option<&Path>,
     ) -> Result<String> {
-        if let Some(checkpoint) = resume {
-            self.context.restore(&self.engine, checkpoint)?;
-        }
-        let resumed = |stage| (resume.is_some() && start.stage == stage).then(|| start.clone());
         let mut systems = Vec::new();
         if stages.sft && start.stage == Stage::Sft {
-            let state = resumed(Stage::Sft).unwrap_or_else(|| State::start(Stage::Sft));
-            self.fine_tune(state)?;
+            if let Some(checkpoint) = resume {
+                self.context.restore(&self.engine, checkpoint)?;
+            }
+            self.fine_tune(start.clone())?;
         }
         // Where reinforcement learning starts: the best fine-tuned weights, or the model given.
         let origin = match self.context.checkpoints.best(Stage::Sft)? {
             Some(best) => Some(best),
-            None => from.map(Path::to_path_buf),
+            None => given.map(Path::to_path_buf),
         };
         if stages.eval {
             if let Some(origin) = &origin {
-                restore_weights(&self.engine.model, origin)?;
+                self.context.restore_weights(&self.engine.model, origin)?;
             }
             systems.push(self.evaluate("SFT", None)?);
         }
         if stages.rl {
             let origin = origin.context("reinforcement learning needs a fine-tuned model")?;
-            let tokens =
-                self.reinforce(Stage::Rl, &origin, resumed(Stage::Rl), start.stage, None)?;
+            let begun = (&start, resume);
+            let tokens = self.reinforce(Stage::Rl, &origin, begun, None)?;
             if stages.eval {
                 systems.push(self.evaluate("V-STAR", Some(tokens))?);
             }
             if stages.eval && self.context.config.eval.baselines {
-                let state = resumed(Stage::Grpo);
-                let spent =
-                    self.reinforce(Stage::Grpo, &origin, state, start.stage, Some(tokens))?;
+                let spent = self.reinforce(Stage::Grpo, &origin, begun, Some(tokens))?;
                 systems.insert(1, self.evaluate("GRPO (beam)", Some(spent))?);
             }
         }
@@ -210,22 +206,21 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Runs a reinforcement stage from `origin`, unless a resumed run is past it; leaves its best weights in the engine.
-    /// Returns the decode tokens it spent.
+    /// Runs a reinforcement stage from `origin`, or from where the run had begun it, unless the run is past it; leaves
+    /// its best weights in the engine. Returns the decode tokens it spent.
     fn reinforce(
         &mut self,
         stage: Stage,
         origin: &Path,
-        resumed: Option<State>,
-        at: Stage,
+        (start, resume): (&State, Option<&Path>),
         token_limit: Option<u64>,
     ) -> Result<u64> {
-        let best = self.context.checkpoints.best(stage)?;
-        if at > stage
-            && let Some(best) = best
+        if start.stage > stage
+            && let Some(best) = self.context.checkpoints.best(stage)?
         {
-            restore_weights(&self.engine.model, &best)?;
-            return Ok(State::load(&best)?.decode_tokens);
+            self.context.restore_weights(&self.engine.model, &best)?;
+            let spent = start.extra.get(TOKENS_BEFORE).and_then(Value::as_u64);
+            return spent.context("the checkpoint lacks the decode tokens of the stage before");
         }
         let mut config = self.context.config.clone();
         if stage == Stage::Grpo {
@@ -234,12 +229,19 @@ impl Job<'_> {
             config.rl.value_weight = 0.0;
             config.rl.value_warmup_steps = 0;
         }
-        let state = match resumed {
-            Some(state) => state,
+        let state = match resume.filter(|_| start.stage == stage) {
+            Some(checkpoint) => {
+                self.context.restore(&self.engine, checkpoint)?;
+                start.clone()
+            }
             None => {
-                restore_weights(&self.engine.model, origin)?;
+                self.context.restore_weights(&self.engine.model, origin)?;
                 self.engine.optimiser.reset()?;
-                State::start(stage)
+                let mut state = State::start(stage);
+                if let Some(tokens) = token_limit {
+                    state.extra.insert(TOKENS_BEFORE.into(), tokens.into());
+                }
+                state
             }
         };
         let users = config.rl.eval_users;

@@ -4,7 +4,7 @@
 //! Departures from the paper, by configuration: `rl.decode = beam | sample` instead of value-guided decoding,
 //! `rl.sibling_weight = 0` for plain group advantages. The two together are GRPO.
 
-use super::context::{Context, Faults, Record, Validation, restore_weights};
+use super::context::{Context, Faults, Record, Validation};
 use super::engine::{Capacity, Engine};
 use super::group::Groups;
 use super::judge::Judge;
@@ -208,7 +208,7 @@ pub fn run(
             finite &= result.finite;
         }
         state.step += 1;
-        faults.check(finite, &mut state, &context.checkpoints)?;
+        let counts = faults.check(finite, &mut state, &context.checkpoints)?;
         if let Some(reference) = &reference
             && rl.ref_sync_steps > 0
             && state.step.is_multiple_of(rl.ref_sync_steps as u64)
@@ -240,7 +240,8 @@ pub fn run(
             context.progress.step(state.step, &shown);
         }
         let every = context.config.run.checkpoint_every as u64;
-        let due = every > 0 && state.step.is_multiple_of(every);
+        // After a skipped step the checkpoint before may be the last good one.
+        let due = counts && every > 0 && state.step.is_multiple_of(every);
         if due || improved || last || stopped(&state) {
             save(
                 context,
@@ -256,7 +257,7 @@ pub fn run(
     }
     context.progress.finish();
     if let Some(best) = context.checkpoints.best(stage)? {
-        restore_weights(&engine.model, &best)?;
+        context.restore_weights(&engine.model, &best)?;
     }
     Ok(state)
 }
@@ -277,7 +278,7 @@ fn reference_model(
     };
     match moved.filter(|path| path.is_file()) {
         Some(path) => model.weights.write(&load_blocks(&model.layout, &path)?)?,
-        None => restore_weights(&model, origin)?,
+        None => context.restore_weights(&model, origin)?,
     }
     Ok(model)
 }

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning: next-SID cross-entropy over whole histories, each token once (spec 3), until validation
 //! NDCG@10 stops improving.
 
-use super::context::{Context, Faults, Record, Validation, restore_weights};
+use super::context::{Context, Faults, Record, Validation};
 use super::engine::{Capacity, Engine, Targets};
 use super::schedule::LearningRate;
 use super::sequences::{Window, epoch_order, push_window, windows};
@@ -234,7 +234,7 @@ pub fn run(
         let result = trainer.step(engine, &parts, pack, &update)?;
         state.step += 1;
         state.epoch = state.step / plan.steps_per_epoch;
-        faults.check(result.finite, &mut state, &context.checkpoints)?;
+        let counts = faults.check(result.finite, &mut state, &context.checkpoints)?;
         let mut record = Record::default();
         record
             .number("loss", result.loss)
@@ -262,7 +262,8 @@ pub fn run(
             context.progress.step(state.step, &shown);
         }
         let every = context.config.run.checkpoint_every as u64;
-        let due = every > 0 && state.step.is_multiple_of(every);
+        // After a skipped step the checkpoint before may be the last good one.
+        let due = counts && every > 0 && state.step.is_multiple_of(every);
         if due || improved || last || stopped(&state) {
             context.save(engine, &mut state)?;
         }
@@ -272,7 +273,7 @@ pub fn run(
     }
     context.progress.finish();
     if let Some(best) = context.checkpoints.best(Stage::Sft)? {
-        restore_weights(&engine.model, &best)?;
+        context.restore_weights(&engine.model, &best)?;
     }
     Ok(state)
 }

@@ -113,11 +113,18 @@ impl Model {
         Ok(model)
     }
 
-    /// Loads a checkpoint directory. A checkpoint without any `value_head.*` tensor gets a fresh value head. Errors name
-    /// the file and the tensor: missing, extra, misshapen, of a wrong type, or not finite.
+    /// Loads a checkpoint directory. Errors: as [`Model::restore`], and a `config.json` that cannot be used.
     pub fn load(device: &DeviceRef, dir: &Path, positions: usize, init: Init) -> Result<Model> {
         let architecture = Architecture::load(&dir.join("config.json"))?;
         let model = Model::new(device, &architecture, positions)?;
+        model.restore(dir, init)?;
+        Ok(model)
+    }
+
+    /// Puts the weights of a checkpoint directory into a model of its shape. A checkpoint without any `value_head.*`
+    /// tensor gets a fresh value head. Errors name the file and the tensor: missing, extra, misshapen, of a wrong type,
+    /// or not finite.
+    pub fn restore(&self, dir: &Path, init: Init) -> Result<()> {
         let mut found: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
         let mut files = String::new();
         for file in weight_files(dir)? {
@@ -133,12 +140,12 @@ impl Model {
             files = file.display().to_string();
         }
         let fresh_value = !found.keys().any(|k| k.starts_with("value_head."));
-        let mut blocks = empty_blocks(&model.layout);
+        let mut blocks = empty_blocks(&self.layout);
         let mut number = 0;
-        for_each_part_mut(&model.layout, &mut blocks, |name, shape, values| {
+        for_each_part_mut(&self.layout, &mut blocks, |name, shape, values| {
             number += 1;
             if fresh_value && name.starts_with("value_head.") {
-                initialise(name, architecture.layers, number, init, values);
+                initialise(name, self.architecture.layers, number, init, values);
                 return Ok(());
             }
             let (got, data) = found
@@ -157,16 +164,15 @@ impl Model {
         // Copies that some exporters write beside what they can be derived from.
         found.retain(|name, _| {
             !(name.ends_with("rotary_emb.inv_freq")
-                || architecture.tied && name == "lm_head.weight")
+                || self.architecture.tied && name == "lm_head.weight")
         });
         if let Some(name) = found.keys().next() {
             bail!(
                 "{files}: tensor `{name}` does not belong to a {} of this shape",
-                architecture.family.name()
+                self.architecture.family.name()
             );
         }
-        model.weights.write(&blocks)?;
-        Ok(model)
+        self.weights.write(&blocks)
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing directory.

@@ -1,0 +1,378 @@
+//! Whole runs: going on with the same bits, keeping the best, and steps that are not finite.
+
+#[path = "support/devices.rs"]
+mod devices;
+#[path = "support/toy.rs"]
+mod toy;
+#[path = "support/train.rs"]
+mod train;
+
+use anyhow::Result;
+use devices::{bare_gpu, cpu};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use train::{config, dataset, engine, in_folder};
+use vstar::config::Config;
+use vstar::data::Dataset;
+use vstar::device::DeviceRef;
+use vstar::learn::context::Validation;
+use vstar::learn::{job, sft};
+use vstar::model::Model;
+use vstar::model::checkpoint::Init;
+use vstar::run::{Checkpoints, Stage, State};
+
+const ALL: job::Stages = job::Stages {
+    sft: true,
+    rl: true,
+    eval: true,
+};
+
+const INIT: Init = Init { seed: 1, std: 0.02 };
+
+/// Runs the job in the folder, from its latest checkpoint if it has one.
+fn run(device: &DeviceRef, root: &Path, config: &Config, data: &Dataset, stages: job::Stages) {
+    let ran = in_folder(root, config, data, |context| {
+        let latest = context.checkpoints.latest()?;
+        job::run(device, context, stages, latest)
+    });
+    ran.unwrap();
+}
+
+/// Everything a run left that must not depend on interruptions: checkpoints to the bit, records, figures.
+fn remains(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut out = BTreeMap::new();
+    let without = |mut value: Value, keys: &[&str]| {
+        let object = value.as_object_mut().unwrap();
+        keys.iter().for_each(|key| drop(object.remove(*key)));
+        value.to_string()
+    };
+    for entry in fs::read_dir(root.join("checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_file() {
+            out.insert(name, fs::read(path).unwrap());
+            continue;
+        }
+        for file in fs::read_dir(&path).unwrap() {
+            let file = file.unwrap().path();
+            let inside = file.file_name().unwrap().to_str().unwrap();
+            let mut bytes = fs::read(&file).unwrap();
+            if inside == "state.json" {
+                let state = serde_json::from_slice(&bytes).unwrap();
+                bytes = without(state, &["elapsed_seconds"]).into();
+            }
+            out.insert(format!("{name}/{inside}"), bytes);
+        }
+    }
+    let metrics = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+    for (number, line) in metrics.lines().enumerate() {
+        let record = without(serde_json::from_str(line).unwrap(), &["step_time"]);
+        out.insert(format!("metrics.jsonl:{number:03}"), record.into());
+    }
+    if let Ok(result) = fs::read(root.join("result.json")) {
+        let result = serde_json::from_slice(&result).unwrap();
+        let result = without(result, &["seconds", "counters"]);
+        out.insert("result.json".into(), result.into());
+    }
+    out
+}
+
+/// Copies a run folder as it stood when the checkpoint of `stage` and `step` had just been written; the metrics, which
+/// were ahead by then, stay whole. Every validation has its checkpoint, so the best of a stage is its latest one after
+/// which nothing was worse.
+fn interrupted(finished: &Path, to: &Path, stage: Stage, step: u64) {
+    fs::create_dir_all(to.join("checkpoints")).unwrap();
+    for file in ["config.toml", "metrics.jsonl"] {
+        fs::copy(finished.join(file), to.join(file)).unwrap();
+    }
+    let mut written: Vec<(Stage, u64)> = Vec::new();
+    for entry in fs::read_dir(finished.join("checkpoints")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let (of, at) = name.split_once('-').unwrap();
+        let of = Stage::ALL.into_iter().find(|s| s.name() == of);
+        if let (Some(of), Ok(at)) = (of, at.parse()) {
+            written.push((of, at));
+        }
+    }
+    written.retain(|at| *at <= (stage, step));
+    written.sort_unstable();
+    let checkpoints = Checkpoints::open(&to.join("checkpoints"), 100).unwrap();
+    for (stage, step) in written {
+        let name = format!("{}-{step:08}", stage.name());
+        let [from, copy] = [finished, to].map(|root| root.join("checkpoints").join(&name));
+        fs::create_dir(&copy).unwrap();
+        for file in fs::read_dir(&from).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+        let state = State::load(&copy).unwrap();
+        if state.best_metric.is_some() && state.bad_evaluations == 0 {
+            checkpoints.mark_best(stage, step).unwrap();
+        }
+    }
+}
+
+/// Settings under which each stage writes a checkpoint every second step, and validates then at most.
+const STEPS: &[&str] = &[
+    "sft.max_steps=6",
+    "sft.eval_every=1000",
+    "sft.accumulate=2",
+    "rl.steps=4",
+    "rl.eval_every=2",
+    "rl.updates=2",
+    "rl.ref_sync_steps=3",
+    "rl.ref_mix=0.5",
+    "rl.warmup_steps=3",
+    "run.checkpoint_every=2",
+    "run.keep_checkpoints=100",
+];
+
+fn resumes_with_the_same_bits(device: DeviceRef, changes: &[&str], at: &[(Stage, u64)]) {
+    let (data, config) = (dataset(), config(&[STEPS, changes].concat()));
+    let temporary = tempfile::tempdir().unwrap();
+    let straight = temporary.path().join("straight");
+    run(&device, &straight, &config, &data, ALL);
+    let want = remains(&straight);
+    let names: Vec<&String> = want.keys().collect();
+    assert!(want.contains_key("result.json"), "{names:?}");
+    for &(stage, step) in at {
+        let resumed = temporary.path().join(format!("{}-{step}", stage.name()));
+        interrupted(&straight, &resumed, stage, step);
+        assert!(remains(&resumed).len() < want.len());
+        run(&device, &resumed, &config, &data, ALL);
+        let got = remains(&resumed);
+        assert_eq!(got.keys().collect::<Vec<_>>(), names);
+        let differing: Vec<&&String> = names.iter().filter(|n| got[**n] != want[**n]).collect();
+        assert!(differing.is_empty(), "{stage:?} {step}: {differing:?}");
+    }
+    // Another seed leaves other bits.
+    let other = train::config(&[STEPS, changes, &["seed=2"]].concat());
+    let elsewhere = temporary.path().join("elsewhere");
+    run(&device, &elsewhere, &other, &data, ALL);
+    let got = remains(&elsewhere);
+    for file in [
+        "model.safetensors",
+        "first_moment.safetensors",
+        "second_moment.safetensors",
+    ] {
+        for checkpoint in ["sft-00000006", "rl-00000004"] {
+            let name = format!("{checkpoint}/{file}");
+            assert_ne!(got[&name], want[&name], "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_with_the_same_bits() {
+    let at = [
+        (Stage::Sft, 2),
+        (Stage::Sft, 6),
+        (Stage::Rl, 2),
+        (Stage::Rl, 4),
+        (Stage::Grpo, 2),
+    ];
+    resumes_with_the_same_bits(cpu(), &[], &at);
+}
+
+#[test]
+fn the_baseline_may_spend_what_reinforcement_learning_spent() {
+    let (data, config) = (dataset(), config(&[STEPS, &["rl.lr=0"]].concat()));
+    let temporary = tempfile::tempdir().unwrap();
+    let [straight, resumed] = ["straight", "resumed"].map(|name| temporary.path().join(name));
+    run(&cpu(), &straight, &config, &data, ALL);
+    // Equal validations: the best checkpoint is not the last, up to which tokens count.
+    let best = fs::read_to_string(straight.join("checkpoints/best-rl")).unwrap();
+    assert_eq!(best, "rl-00000002\n");
+    interrupted(&straight, &resumed, Stage::Grpo, 2);
+    run(&cpu(), &resumed, &config, &data, ALL);
+    assert!(remains(&resumed) == remains(&straight));
+}
+
+#[test]
+fn a_gpu_run_goes_on_with_the_same_bits() {
+    let small = [
+        "eval.max_users=16",
+        "sft.eval_users=16",
+        "rl.eval_users=16",
+        "eval.baselines=false",
+    ];
+    resumes_with_the_same_bits(bare_gpu(), &small, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
+}
+
+#[test]
+fn a_stage_alone_goes_on_with_the_same_bits() {
+    let data = dataset();
+    let temporary = tempfile::tempdir().unwrap();
+    // A checkpoint from elsewhere: no value head, and nothing of this program beside it.
+    let init = temporary.path().join("init");
+    fs::create_dir(&init).unwrap();
+    let model = engine(&cpu(), &config(&[]), &data).model;
+    model.save(&init).unwrap();
+    drop_value_head(&init.join("model.safetensors"));
+    let from = format!("model.init={}", init.display());
+    let config = config(&[STEPS, &[&from]].concat());
+    let rl = job::Stages {
+        sft: false,
+        rl: true,
+        eval: false,
+    };
+    let straight = temporary.path().join("straight");
+    run(&cpu(), &straight, &config, &data, rl);
+    let resumed = temporary.path().join("resumed");
+    interrupted(&straight, &resumed, Stage::Rl, 2);
+    run(&cpu(), &resumed, &config, &data, rl);
+    let (want, got) = (remains(&straight), remains(&resumed));
+    let differing: Vec<&String> = want
+        .keys()
+        .filter(|n| got.get(*n) != want.get(*n))
+        .collect();
+    assert!(differing.is_empty(), "{differing:?}");
+}
+
+/// Rewrites a model file without its `value_head.*` tensors.
+fn drop_value_head(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = file
+        .iter()
+        .filter(|(name, _)| !name.starts_with("value_head."));
+    fs::write(path, safetensors::serialize(kept, None).unwrap()).unwrap();
+}
+
+/// Fine-tunes with a validation after every step that a closure answers, given the step's number and the model.
+fn fine_tune(
+    root: &Path,
+    changes: &[&str],
+    mut metric: impl FnMut(u64, &Model) -> f64,
+) -> Result<(State, Model)> {
+    let (data, config) = (
+        dataset(),
+        config(&[&["sft.eval_every=1"], changes].concat()),
+    );
+    let mut engine = engine(&cpu(), &config, &data);
+    let mut step = 0;
+    let mut validate = |model: &Model| {
+        step += 1;
+        let metric = metric(step, model);
+        Ok(Validation {
+            hr10: metric,
+            ndcg10: metric,
+            metric,
+        })
+    };
+    let state = in_folder(root, &config, &data, |mut context| {
+        let plan = sft::Plan::new(&context)?;
+        let state = State::start(Stage::Sft);
+        sft::run(&mut context, &mut engine, &plan, state, &mut validate)
+    })?;
+    Ok((state, engine.model))
+}
+
+#[test]
+fn fine_tuning_stops_early_and_keeps_the_best() {
+    let temporary = tempfile::tempdir().unwrap();
+    let root = temporary.path().join("run");
+    let metrics = [0.1, 0.4, 0.2, 0.3, 0.9];
+    let ran = fine_tune(&root, &["sft.patience=2"], |step, _| {
+        metrics[step as usize - 1]
+    });
+    let (state, model) = ran.unwrap();
+    assert_eq!((state.step, state.best_metric), (4, Some(0.4)));
+    let checkpoints = Checkpoints::open(&root.join("checkpoints"), 2).unwrap();
+    let best = checkpoints.best(Stage::Sft).unwrap().unwrap();
+    assert!(best.ends_with("sft-00000002"), "{}", best.display());
+    let weights = model.weights.read().unwrap();
+    model.restore(&best, INIT).unwrap();
+    assert!(model.weights.read().unwrap() == weights);
+    let latest = checkpoints.latest().unwrap().unwrap();
+    assert!(latest.ends_with("sft-00000004"), "{}", latest.display());
+    model.restore(&latest, INIT).unwrap();
+    assert!(model.weights.read().unwrap() != weights);
+}
+
+/// Puts a NaN into the first layer's input norm, which every token passes.
+fn poison(model: &Model) {
+    let mut weights = model.weights.read().unwrap();
+    weights.last_mut().unwrap()[0] = f32::NAN;
+    model.weights.write(&weights).unwrap();
+}
+
+#[test]
+fn steps_that_are_not_finite_are_skipped_and_counted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let root = temporary.path().join("run");
+    let mut good = Vec::new();
+    let ran = fine_tune(
+        &root,
+        &["sft.max_steps=6", "sft.patience=0"],
+        |step, model| {
+            match step {
+                2 => {
+                    good = model.weights.read().unwrap();
+                    poison(model);
+                }
+                4 => {
+                    // The two skipped steps left all but the poison alone.
+                    let now = model.weights.read().unwrap();
+                    let bits =
+                        |w: &[Vec<f32>]| w.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    let pairs = bits(&now).into_iter().zip(bits(&good));
+                    assert_eq!(pairs.filter(|(a, b)| a != b).count(), 1);
+                    model.weights.write(&good).unwrap();
+                }
+                _ => {}
+            }
+            0.5
+        },
+    );
+    let (state, model) = ran.unwrap();
+    assert_eq!((state.step, state.skipped_steps), (6, 2));
+    assert!(
+        model
+            .weights
+            .read()
+            .unwrap()
+            .concat()
+            .iter()
+            .all(|w| w.is_finite())
+    );
+    let metrics = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+    let finite: Vec<bool> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].is_f64())
+        .collect();
+    assert_eq!(finite, [true, true, false, false, true, true]);
+}
+
+#[test]
+fn three_steps_in_a_row_that_are_not_finite_end_the_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let root = temporary.path().join("run");
+    // Checkpoints are due at steps 2, 4 and 6, of which the latter two are skipped.
+    let changes = [
+        "run.checkpoint_every=2",
+        "run.keep_checkpoints=1",
+        "sft.patience=0",
+    ];
+    let ran = fine_tune(&root, &changes, |step, model| {
+        if step == 3 {
+            poison(model);
+        }
+        0.5
+    });
+    let message = format!("{:#}", ran.err().expect("the run should have ended"));
+    let good = root.join("checkpoints/sft-00000002");
+    assert_eq!(
+        message,
+        format!(
+            "sft step 6: loss or gradient not finite in 3 steps in a row: lower the learning rate (the last good \
+             checkpoint is {})",
+            good.display()
+        )
+    );
+    // It can be loaded, which a model that is not finite could not.
+    let model = engine(&cpu(), &config(&[]), &dataset()).model;
+    model.restore(&good, INIT).unwrap();
+}

@@ -1,0 +1,81 @@
+//! Training in this process, on the toy data.
+
+use super::toy;
+use anyhow::Result;
+use std::path::Path;
+use std::time::Instant;
+use vstar::config::Config;
+use vstar::data::{Dataset, LoadOptions};
+use vstar::device::DeviceRef;
+use vstar::learn::context::Context;
+use vstar::learn::engine::{Capacity, Engine};
+use vstar::learn::job;
+use vstar::model::Model;
+use vstar::model::checkpoint::Init;
+use vstar::run::{Progress, RunFolder, State};
+
+/// The toy data.
+pub fn dataset() -> Dataset {
+    let folder = tempfile::tempdir().unwrap();
+    toy::write(folder.path());
+    let options = LoadOptions {
+        max_history: Some(6),
+        ..Default::default()
+    };
+    vstar::data::load(Some(folder.path()), options).unwrap()
+}
+
+/// The toy settings with changes.
+pub fn config(changes: &[&str]) -> Config {
+    let settings: Vec<String> = toy::SETTINGS
+        .iter()
+        .chain(changes)
+        .map(ToString::to_string)
+        .collect();
+    Config::load(None, &settings).unwrap()
+}
+
+/// A fresh model ready to train, with room for every batch of these tests.
+pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
+    let init = Init {
+        seed: config.seed,
+        std: config.model.init_std as f32,
+    };
+    let architecture = job::architecture(config, data);
+    let positions = job::positions(data);
+    let model = Model::initialised(device, &architecture, positions, init).unwrap();
+    let capacity = Capacity {
+        tokens: 1024,
+        rows: 1024,
+        targets: 1024,
+    };
+    Engine::new(model, capacity).unwrap()
+}
+
+/// Opens the run folder at `root`, making it if it is new, and does something in it.
+pub fn in_folder<T>(
+    root: &Path,
+    config: &Config,
+    data: &Dataset,
+    act: impl FnOnce(Context) -> Result<T>,
+) -> Result<T> {
+    let folder = match RunFolder::open(root) {
+        Ok(folder) => folder,
+        Err(_) => RunFolder::create(root, config)?,
+    };
+    let checkpoints = folder.checkpoints(config.run.keep_checkpoints)?;
+    let state = checkpoints
+        .latest()?
+        .map(|latest| State::load(&latest))
+        .transpose()?;
+    act(Context {
+        config,
+        data,
+        checkpoints,
+        metrics: folder.metrics(state.as_ref())?,
+        folder: &folder,
+        progress: Progress::new(),
+        started: Instant::now(),
+        elapsed_before: 0.0,
+    })
+}
