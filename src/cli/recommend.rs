@@ -21,9 +21,9 @@ use crate::decode::search::{Decoding, Searcher};
 /// first, of which the model sees the latest. A line out, for each in the same order, is {"user": ..,
 /// "items": [{"item": "id", "title": .., "sid": [..], "score": ..}, ...]}, best first. Items that
 /// share a code come by popularity. The score is the code's log-probability, or its value where
-/// eval.decode is ved. Lines that wait are decoded together, up to eval.batch of them; blank ones
-/// are skipped. The first bad line, such as one with an unknown item, ends the run with an error,
-/// once the lines before it are answered.
+/// eval.decode is ved. Lines that wait are decoded together, up to eval.batch of them (fewer where
+/// the beam is widened); blank ones are skipped. The first bad line, such as one with an unknown
+/// item, ends the run with an error, once the lines before it are answered.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -82,6 +82,8 @@ pub fn run(args: Args) -> Result<()> {
     let eval = &mut trained.config.eval;
     let protocol = if eval.beam == 0 { data.beam } else { eval.beam };
     eval.beam = protocol.max(k + left_out);
+    // Fewer at once, so that a wider beam needs no more memory than an evaluation.
+    eval.batch = (eval.batch * protocol / eval.beam).max(1);
     let decoding = Decoding::evaluation(&trained.config, data);
     let mut searcher = Searcher::new(&trained.model, data, &decoding)?;
     let shelf = Shelf {
