@@ -216,7 +216,7 @@ settings! {
         eval_users: usize = 1000, 0..=MANY;
         /// Validations without a better NDCG@10 before stopping early; 0 = never stop early
         patience: usize = 3, 0..=MANY;
-        /// Longest document in tokens, longer histories slide; 0 = the whole history
+        /// Longest document in tokens, longer histories slide; 0 = the longest prompt of an evaluation and its target
         window: usize = 0, 0..=1_048_576;
     }
 

@@ -84,11 +84,16 @@ impl Plan {
         }
     }
 
-    /// The documents of step `step` of the run, cut into parts.
-    fn parts(&self, seed: u64, step: u64) -> Vec<Vec<Window>> {
+    /// The epoch of a step and the order of its documents.
+    fn order(&self, seed: u64, step: u64) -> (u64, Vec<u32>) {
         let epoch = step / self.steps_per_epoch;
+        (epoch, epoch_order(self.windows.len(), seed, epoch as u32))
+    }
+
+    /// The documents of step `step` of the run, cut into parts, given the order of its epoch.
+    fn parts(&self, order: &[u32], step: u64) -> Vec<Vec<Window>> {
         let first = (step % self.steps_per_epoch) as usize * self.batch;
-        epoch_order(self.windows.len(), seed, epoch as u32)
+        order
             .iter()
             .skip(first)
             .take(self.batch)
@@ -204,6 +209,7 @@ pub fn run(
         warmup: config.warmup_steps as u64,
         total: plan.steps_per_epoch * config.epochs as u64,
     };
+    let (mut epoch, mut order) = plan.order(context.config.seed, state.step);
     let mut trainer = Trainer::new(engine, config.accumulate)?;
     let mut faults = Faults::default();
     let eval_every = match config.eval_every as u64 {
@@ -224,7 +230,10 @@ pub fn run(
             clip_norm: config.clip_norm as f32,
             step: (state.step - state.skipped_steps + 1) as u32,
         };
-        let parts = plan.parts(context.config.seed, state.step);
+        if state.step / plan.steps_per_epoch != epoch {
+            (epoch, order) = plan.order(context.config.seed, state.step);
+        }
+        let parts = plan.parts(&order, state.step);
         let pack = |part: &Vec<Window>, f: &mut Forest, t: &mut Targets| {
             for &w in part {
                 let items = &data.train[w.sequence as usize];
