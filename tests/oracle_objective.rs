@@ -149,7 +149,7 @@ fn bad_inputs_are_named() {
             oracle::objective,
             "candidates",
             Some((Dtype::I32, vec![5, 48])),
-            "expected [prompts, group, levels]",
+            "expected 3 dimensions",
         ),
         (
             &value,

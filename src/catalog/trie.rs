@@ -42,7 +42,8 @@ impl Trie {
         let mut child_token = Vec::new();
         let mut level_begin = vec![0, 1];
         // Row ranges of the nodes of the current level; splitting each by its next token gives the next level.
-        let mut nodes = vec![0..rows];
+        let root = 0..rows;
+        let mut nodes = vec![root];
         for level in 0..levels {
             let mut children = Vec::new();
             for node in nodes {

@@ -17,7 +17,7 @@ use crate::device::{Buffer, DeviceRef, Stream};
 use crate::kernels::fill::fill_u32;
 use crate::kernels::harness::{Harness, lockstep_pair};
 use crate::kernels::matmul::{Dims, Form, matmul};
-use crate::kernels::{column_sum, log_softmax, swiglu};
+use crate::kernels::{Cases, column_sum, log_softmax, swiglu};
 
 /// List the adapters found, and test every device
 ///
@@ -282,5 +282,4 @@ fn compare(device: DeviceRef) -> Result<()> {
 }
 
 /// Sums in workgroup memory, exponentials and logarithms: what a GPU is most likely to get wrong, and quickly tested.
-const SELF_TEST: [fn(&mut Harness) -> Result<()>; 3] =
-    [column_sum::cases, log_softmax::cases, swiglu::cases];
+const SELF_TEST: [Cases; 3] = [column_sum::cases, log_softmax::cases, swiglu::cases];

@@ -6,7 +6,9 @@ mod eval;
 mod probe;
 mod recommend;
 mod train;
+mod trained;
 mod validate;
+mod whole_steps;
 
 use std::io::{ErrorKind, Write, stderr};
 use std::path::Path;

@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::DeviceArgs;
 use crate::device::DeviceRef;
-use crate::learn::probe::Output;
+use crate::learn::tensors::Output;
 use crate::learn::{oracle, probe};
 use crate::model::Model;
 use crate::model::checkpoint::Init;

@@ -9,20 +9,21 @@ use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 use super::DeviceArgs;
+use super::whole_steps::{Step, WHOLE_STEPS};
 use crate::device::choose::{NO_HARDWARE, adapters, choose_index};
 use crate::device::gpu::{Gpu, GpuOptions, describe};
 use crate::device::lockstep::{TOLERANCE, Worst};
 use crate::device::trial::attempt;
 use crate::device::{DeviceInfo, DeviceRef};
-use crate::kernels;
 use crate::kernels::harness::{Harness, lockstep_pair};
+use crate::kernels::{self, Cases};
 
 /// Check every kernel of this device against its twin on the CPU
 ///
 /// Runs every kernel over many shapes, then a whole step of fine-tuning and one of reinforcement
-/// learning in lockstep, and prints the worst relative error of each. Everything is done twice: as
-/// the adapter offers, and under the least limits any adapter has, with every access checked. Fails
-/// if any error is too large.
+/// learning in lockstep, and prints the worst relative error of each, and of each form of a kernel.
+/// Everything is done twice: as the adapter offers, and under the least limits any adapter has, with
+/// every access checked. Fails if any error is too large.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,15 +42,6 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// The whole steps that follow the kernels: (name, what runs one step on the device it is given).
-///
-/// The device is a lockstep of the CPU and the GPU under test, both fresh: run the step's streams on
-/// it as on any other, and every launch is compared.
-const WHOLE_STEPS: &[(&str, Step)] = &[];
-
-type Step = fn(&DeviceRef) -> Result<()>;
-type Cases = fn(&mut Harness) -> Result<()>;
-
 /// How the adapter is opened for each of the two comparisons.
 const OPENINGS: [(&str, GpuOptions); 2] = [
     (
@@ -57,6 +49,8 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: false,
             bare: false,
+            // A write out of bounds meets the sentinels around the buffers of the cases.
+            exposed: true,
         },
     ),
     (
@@ -64,6 +58,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: true,
             bare: true,
+            exposed: false,
         },
     ),
 ];
@@ -112,6 +107,7 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     name: &'static str,
+    whole_step: bool,
     launches: u64,
     /// None where it is not finite, or nothing was compared.
     worst_relative_error: Option<f64>,
@@ -153,6 +149,7 @@ impl Row {
         let worst = kernels.values().map(|k| k.worst_relative_error);
         Row {
             name: check.name(),
+            whole_step: matches!(check, Check::Step(..)),
             launches: kernels.values().map(|k| k.launches).sum(),
             worst_relative_error: worst.reduce(f64::max).filter(|error| error.is_finite()),
             kernels,
@@ -223,6 +220,7 @@ pub fn run(args: Args) -> Result<()> {
         };
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
+        write_forms(&mut out, &rows)?;
         writeln!(out, "{passed} passed, {failed} failed")?;
     }
     match first {
@@ -232,6 +230,34 @@ pub fn run(args: Args) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// Every kernel form that ran, with its worst error in the cases and in the whole steps.
+fn write_forms(out: &mut impl Write, rows: &[Row]) -> Result<()> {
+    let mut forms: BTreeMap<&str, (u64, [Option<f64>; 2])> = BTreeMap::new();
+    for row in rows {
+        for (form, run) in &row.kernels {
+            let (launches, worst) = forms.entry(form).or_default();
+            *launches += run.launches;
+            let worst = &mut worst[row.whole_step as usize];
+            *worst = Some(worst.unwrap_or(0.0).max(run.worst_relative_error));
+        }
+    }
+    let width = forms.keys().map(|form| form.len()).max().unwrap_or(0);
+    let width = width.max("kernel form".len());
+    writeln!(
+        out,
+        "\n{:width$}  launches  worst in cases  in whole steps",
+        "kernel form"
+    )?;
+    for (form, (launches, worst)) in forms {
+        let [cases, steps] = worst.map(|w| w.map_or("-".into(), |error| format!("{error:.1e}")));
+        writeln!(
+            out,
+            "{form:width$}  {launches:>8}  {cases:>14}  {steps:>14}"
+        )?;
+    }
+    Ok(writeln!(out)?)
 }
 
 /// The kernels whose name contains the pattern; all of them, and the whole steps, without one.
@@ -276,6 +302,8 @@ fn subject(args: &DeviceArgs) -> Result<wgpu::Adapter> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::device::choose::{DeviceChoice, choose_adapter};
     use crate::device::{Buffer, Grid, Kernel, Stream};
@@ -339,6 +367,20 @@ mod tests {
             line.starts_with("step           4       1.2e-1  FAIL  with"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn the_whole_steps_pass_and_run_every_kernel_of_training() {
+        let mut ran = BTreeSet::new();
+        for &(name, step) in WHOLE_STEPS {
+            let row = row(Check::Step(name, step));
+            assert!(row.passed, "{name}: {:?}", row.error);
+            ran.extend(row.kernels.into_keys());
+        }
+        let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
+        resting.retain(|name| !ran.contains(name));
+        // The generator's own check, and sampling instead of value-guided decoding.
+        assert_eq!(resting, ["rng", "sample"]);
     }
 
     #[test]

@@ -181,6 +181,11 @@ impl Searcher {
         self.width
     }
 
+    /// Backbone tokens one history costs at most, after prefill.
+    pub fn budget(&self) -> usize {
+        self.decoder.plan().budget
+    }
+
     /// Candidates for each history (items, oldest first). `step` and the documents from `first` on name the prompts in
     /// draws.
     pub fn search(

@@ -17,6 +17,10 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Ask for wgpu's default limits and no features, as a stranger's GPU might offer, instead of the adapter's own.
     pub bare: bool,
+    /// Bind each slice from its start to its buffer's end, so that a shader that overruns it writes to what lies behind
+    /// it: the sentinels of a test buffer. A binding that ends with the slice would hide the fault, since drivers drop
+    /// writes past a binding's end where wgpu asks for robust access (always, on Vulkan). For tests.
+    pub exposed: bool,
 }
 
 struct State {
@@ -173,8 +177,9 @@ impl Gpu {
         let module = if self.options.checked {
             self.device.create_shader_module(descriptor)
         } else {
-            // SAFETY: the shaders are this crate's own; every access is guarded by the launch parameters, and the
-            // kernel tests run the same text with the checks on and with sentinels around each buffer.
+            // SAFETY: the shaders are this crate's own, and every access is guarded by the launch parameters. The kernel
+            // tests run the same text unchecked, with bindings that reach past each slice (`exposed`) into sentinels: a
+            // write that a guard misses is found there.
             unsafe {
                 let checks = wgpu::ShaderRuntimeChecks::unchecked();
                 self.device.create_shader_module_trusted(descriptor, checks)
@@ -263,12 +268,16 @@ impl Gpu {
             let buffer = state.buffers[slice.buffer as usize]
                 .as_ref()
                 .expect("buffer is alive");
+            let size = match self.options.exposed {
+                true => None,
+                false => wgpu::BufferSize::new(4 * slice.len as u64),
+            };
             entries.push(wgpu::BindGroupEntry {
                 binding: 1 + i as u32,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer,
                     offset: 4 * slice.offset as u64,
-                    size: wgpu::BufferSize::new(4 * slice.len as u64),
+                    size,
                 }),
             });
         }

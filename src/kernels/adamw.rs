@@ -56,7 +56,6 @@ pub static ADAMW: Kernel = Kernel {
 };
 
 /// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`super::grad_norm::finish`] wrote.
-#[allow(clippy::too_many_arguments)]
 pub fn step(
     stream: &mut Stream,
     param: Slice,

@@ -56,7 +56,6 @@ pub fn advantages_len(shape: Shape) -> usize {
 /// From `rewards` [B, G] and the candidate tables: `advantages`, the group advantages [B, G] followed by the sibling
 /// advantages [K] in one slice of [`advantages_len`] words, and `node_reward` [K], each node's mean reward. An absent
 /// candidate's advantage is 0.
-#[allow(clippy::too_many_arguments)]
 pub fn advantage(
     stream: &mut Stream,
     rewards: Slice,

@@ -89,7 +89,6 @@ impl Params {
 /// `o` (`[T, H hd]`) and `lse` (`[T, H]`) for the queries `q` (`[T, H hd]`) of `rows`, over the cache `kv`
 /// (`[slots, 2 Hk hd]`); `parent` has an entry for every slot on a chain. A row without keys gets 0 and the mask
 /// constant.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     s: &mut Stream,
     rows: Slice,
@@ -107,7 +106,6 @@ pub fn forward(
 
 /// `dq` (`[T, H hd]`) and `dkv` (`[T, 2 Hk hd]`, by row) from the gradient `d_o` of `o`, both overwritten; `delta`
 /// (`[T, H]`) is scratch. For training forwards: every row's slot is its own index.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     s: &mut Stream,
     rows: Slice,

@@ -54,7 +54,6 @@ pub fn forward(s: &mut Stream, table: Slice, rows: Slice, out: Slice, tokens: us
 
 /// `d_table[tokens[u], :] += sum of d_out[order[k], :]` over k in `starts[u] .. starts[u + 1]`, for u below `distinct`.
 /// `order`: u32 positions sorted by token; `starts`: u32 `[distinct + 1]`; `tokens`: u32 `[distinct]`, each once.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     s: &mut Stream,
     d_out: Slice,

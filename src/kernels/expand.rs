@@ -12,7 +12,8 @@
 //! Floor: V exponentials and 4 V bytes read per row. The order of the children is found by counting, for each, those
 //! before it: children^2 comparisons, no barrier, no sorting network; codebooks have a few hundred codes.
 
-use super::math::{self, MASKED};
+use super::log_softmax::{row_max, row_sums};
+use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
@@ -77,32 +78,6 @@ pub fn expand(s: &mut Stream, on: Expand, p: Params) {
 
 fn finite(x: f32) -> f32 {
     if x.is_finite() { x } else { MASKED }
-}
-
-/// `ln sum exp x`, sixteen partial maxima and sums wide, in a fixed order.
-fn log_sum(x: &[f32]) -> f32 {
-    const W: usize = 16;
-    let chunks = x.chunks_exact(W);
-    let rest = chunks.remainder();
-    let mut lanes = [MASKED; W];
-    for chunk in chunks.clone() {
-        for i in 0..W {
-            lanes[i] = if chunk[i] > lanes[i] {
-                chunk[i]
-            } else {
-                lanes[i]
-            };
-        }
-    }
-    let high = lanes.iter().chain(rest).copied().fold(MASKED, f32::max);
-    let mut sums = [0.0f32; W];
-    for chunk in chunks {
-        for i in 0..W {
-            sums[i] += math::exp(chunk[i] - high);
-        }
-    }
-    let tail: f32 = rest.iter().map(|&v| math::exp(v - high)).sum();
-    high + (sums.iter().sum::<f32>() + tail).ln()
 }
 
 /// What the twin writes for one row.
@@ -172,16 +147,16 @@ fn twin(args: &Args) {
                 for (y, edge) in legal.iter_mut().zip(edges.clone()) {
                     *y = finite(x[trie.token(edge) as usize]);
                 }
-                let high = legal.iter().copied().fold(MASKED, f32::max);
-                let sum = math::sum(legal.iter().map(|&y| math::exp(y - high)));
-                let weighted = math::sum(legal.iter().map(|&y| math::exp(y - high) * (y - high)));
+                let high = row_max(legal);
+                let (sum, weighted) = row_sums(legal, high);
                 if children > 1 {
                     h = finite(sum.ln() - weighted / sum);
                 }
                 let normaliser = if p.renormalise != 0 {
                     high + sum.ln()
                 } else {
-                    log_sum(x)
+                    let high = row_max(x);
+                    high + row_sums(x, high).0.ln()
                 };
                 order.clear();
                 order.extend(0..children as u32);

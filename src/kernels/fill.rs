@@ -6,6 +6,7 @@ use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
+use rayon::prelude::*;
 
 params! {
     /// `value` holds the bits of the word to store.
@@ -39,8 +40,11 @@ pub fn fill_f32(stream: &mut Stream, y: Slice, value: f32) {
 }
 
 fn twin(args: &Args) {
+    const CHUNK: usize = 65_536;
     let p: Params = args.params();
-    args.u32_mut(0)[..p.n as usize].fill(p.value);
+    args.u32_mut(0)[..p.n as usize]
+        .par_chunks_mut(CHUNK)
+        .for_each(|chunk| chunk.fill(p.value));
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

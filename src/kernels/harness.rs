@@ -235,12 +235,16 @@ pub mod devices {
         gpu(GpuOptions {
             checked: true,
             bare: true,
+            exposed: false,
         })
     }
 
-    /// As a release run opens it: no checks, so that an access out of bounds meets the sentinels.
+    /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
     pub fn unchecked_gpu() -> DeviceRef {
-        gpu(GpuOptions::default())
+        gpu(GpuOptions {
+            exposed: true,
+            ..Default::default()
+        })
     }
 
     /// Runs a test body on the CPU device and on the GPU with and without checks.
@@ -251,11 +255,49 @@ pub mod devices {
     }
 
     /// Runs a kernel's cases in lockstep, shader against twin, with and without checks.
-    pub fn lockstep(cases: fn(&mut Harness) -> Result<()>) {
+    pub fn lockstep(cases: crate::kernels::Cases) {
         for device in [bare_gpu(), unchecked_gpu()] {
             let mut harness = Harness::new(lockstep_pair(device));
             cases(&mut harness).unwrap();
             assert!(harness.runs() > 0, "no case ran");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Grid, Kernel};
+    use crate::kernels::fill::{FILL, Params};
+
+    /// Fills `n` words with a copy of `fill` in which `from` reads `to`, and reads them back.
+    fn fill_with(from: &str, to: &str, n: usize) -> Result<Vec<u32>> {
+        let source = FILL.source.replace(from, to);
+        assert_ne!(source, FILL.source);
+        let broken: &'static Kernel = Box::leak(Box::new(Kernel {
+            name: "broken fill",
+            source: source.leak(),
+            ..FILL
+        }));
+        let mut h = Harness::new(devices::unchecked_gpu());
+        let y = h.u32("y", &vec![1; n]);
+        let params = Params {
+            n: n as u32,
+            value: 7,
+        };
+        let grid = Grid::cover(n + 1, 256);
+        h.stream().push(broken, &params, &[y.slice()], grid);
+        h.run()?;
+        h.read_u32(&y)
+    }
+
+    #[test]
+    fn a_write_past_the_end_meets_the_sentinels() {
+        for n in [1, 64, 255, 256] {
+            let error = fill_with("i < p.n", "i <= p.n", n).unwrap_err().to_string();
+            assert_eq!(error, "buffer `y`: written 1 words outside its bounds");
+            let right = fill_with("i < p.n", "!(i >= p.n)", n).unwrap();
+            assert_eq!(right, vec![7; n]);
         }
     }
 }

@@ -59,7 +59,6 @@ pub static BACKWARD: Kernel = Kernel {
 };
 
 /// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     stream: &mut Stream,
     logits: Slice,
@@ -80,7 +79,6 @@ pub fn forward(
 }
 
 /// Replaces `logits` by dLoss/dlogits, given `g` [K] = dLoss/dlogp and the forward's `lse`.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     stream: &mut Stream,
     logits: Slice,
@@ -102,7 +100,8 @@ pub fn backward(
 /// Independent running values, so that reductions vectorise in a fixed order.
 const LANES: usize = 32;
 
-fn row_max(x: &[f32]) -> f32 {
+/// The largest element, but at least [`MASKED`].
+pub(super) fn row_max(x: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [MASKED; LANES];
     let chunks = x.chunks_exact(LANES);
@@ -116,7 +115,7 @@ fn row_max(x: &[f32]) -> f32 {
 }
 
 /// `(sum e^d, sum e^d d)`, `d = x - max`.
-fn row_sums(x: &[f32], max: f32) -> (f32, f32) {
+pub(super) fn row_sums(x: &[f32], max: f32) -> (f32, f32) {
     let mut sums = [0.0f32; LANES];
     let mut weighted = [0.0f32; LANES];
     let chunks = x.chunks_exact(LANES);

@@ -4,14 +4,18 @@
 pub const MASKED: f32 = -1e30;
 
 /// `exp(x)` within 2 ulp for x in [-87, 88]; 0 below, saturating above. Branch-free (range reduction by ln 2, then a
-/// degree-6 polynomial), because the standard library's is a call per element that stops vectorisation.
+/// degree-6 polynomial), because the standard library's is a call per element that stops vectorisation. So would a
+/// conversion to an integer, which saturates: the exponent is rounded by adding 1.5 x 2^23, which leaves it in the low
+/// bits of the sum.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2E: f32 = std::f32::consts::LOG2_E;
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let k = (clamped * LOG2E).round_ties_even();
+    let shifted = clamped.mul_add(LOG2E, ROUND);
+    let k = shifted - ROUND;
     let r = (-k).mul_add(LN2_LO, (-k).mul_add(LN2_HI, clamped));
     let mut p = 1.0 / 720.0;
     p = f32::mul_add(p, r, 1.0 / 120.0);
@@ -20,7 +24,7 @@ pub fn exp(x: f32) -> f32 {
     p = f32::mul_add(p, r, 0.5);
     p = f32::mul_add(p, r, 1.0);
     p = f32::mul_add(p, r, 1.0);
-    let scale = f32::from_bits(((k as i32).wrapping_add(127) as u32) << 23);
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
@@ -40,6 +44,18 @@ pub fn sum(x: impl ExactSizeIterator<Item = f32> + Clone) -> f32 {
     lanes.iter().sum()
 }
 
+/// Sixteen values folded in halves: four steps, each of which waits for one operation; in turn, each would wait for the
+/// one before.
+#[inline(always)]
+pub fn fold(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+    }
+    lanes[0]
+}
+
 /// Dot product: sixteen partial sums in a fixed order.
 #[inline]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -52,7 +68,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             lanes[i] = x[i].mul_add(y[i], lanes[i]);
         }
     }
-    let mut total = lanes.iter().sum::<f32>();
+    let mut total = fold(lanes, |a, b| a + b);
     for (x, y) in ra.iter().zip(rb) {
         total = x.mul_add(*y, total);
     }
@@ -81,6 +97,8 @@ mod tests {
         }
         assert_eq!(exp(MASKED), 0.0);
         assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(1e3), exp(88.0));
+        assert!(exp(f32::NAN).is_nan());
     }
 
     #[test]

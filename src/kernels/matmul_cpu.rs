@@ -1,9 +1,9 @@
 //! The matrix product's twin: the `gemm` crate's packed, register-blocked product, one band of C per thread.
 //!
-//! The crate's own threading and its automatic choice of the output's orientation are not used: bands of rows, each
-//! computed as `C^T = op(B)^T op(A)^T`, run up to twice as fast on our shapes. The exception is `y = x W^T` with few
-//! rows (decoding), which is faster untransposed on bands of columns: the rows would be too few to share, and nothing
-//! pays for packing W.
+//! The crate's own threading and its automatic choice of the output's orientation are not used: bands computed as
+//! `C^T = op(B)^T op(A)^T` run up to twice as fast on our shapes. Bands are of rows or, for `y = x W^T`, of columns, so
+//! that each thread packs its own part of W. With few rows (decoding) nothing pays for packing W, and `y` is computed
+//! untransposed.
 //!
 //! The order of each sum may depend on the shape of the band, so results are the same bits for the same number of
 //! threads.
@@ -15,8 +15,11 @@ use std::ops::Range;
 /// Products below this many multiplications run on one thread.
 const PARALLEL: usize = 64 * 64 * 64;
 
-/// `x W^T` with fewer rows than this is cut into bands of columns.
-const FEW_ROWS: usize = 96;
+/// `x W^T` with fewer rows than this is computed untransposed.
+const FEW_ROWS: usize = 56;
+
+/// Narrowest band of columns of a product with enough rows to share instead.
+const BAND_COLUMNS: usize = 64;
 
 /// Lets bands write their own part of C.
 #[derive(Clone, Copy)]
@@ -36,13 +39,14 @@ impl Output {
 pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accumulate: bool) {
     let Dims { m, n, k } = dims;
     assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n);
-    let by_columns = form == Form::NT && m < FEW_ROWS;
     let c = Output(c.as_mut_ptr());
     let bands = if m * n * k < PARALLEL {
         1
     } else {
         rayon::current_num_threads()
     };
+    let few_rows = form == Form::NT && m < FEW_ROWS;
+    let by_columns = few_rows || form == Form::NT && n >= BAND_COLUMNS * bands;
     let (length, unit) = if by_columns { (n, 16) } else { (m, 1) };
     let band = length.div_ceil(bands).next_multiple_of(unit);
     let run = |i: usize| {
@@ -62,7 +66,7 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
                 dims,
                 rows,
                 columns,
-                !by_columns,
+                !few_rows,
                 accumulate,
             )
         }
@@ -78,7 +82,6 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
 ///
 /// # Safety
 /// `a`, `b` and `c` hold the matrices of `dims`; nothing else touches this block of `c`.
-#[allow(clippy::too_many_arguments)]
 unsafe fn block(
     form: Form,
     a: &[f32],

@@ -86,8 +86,11 @@ pub static ALL: &[&Kernel] = &[
     &ved_select::VED_SELECT,
 ];
 
-/// Every op's cases: odd shapes and random data for `vstar validate` and the lockstep tests.
-pub static CASES: &[(&str, fn(&mut Harness) -> Result<()>)] = &[
+/// Runs an op on odd shapes and random data.
+pub type Cases = fn(&mut Harness) -> Result<()>;
+
+/// Every op's cases, for `vstar validate` and the lockstep tests.
+pub static CASES: &[(&str, Cases)] = &[
     ("adamw", adamw::cases),
     ("add", add::cases),
     ("advantage", advantage::cases),

@@ -116,7 +116,6 @@ pub struct Outputs {
 }
 
 /// `advantages` is what [`super::advantage::advantage`] wrote; a node whose prompt is not below B is padding (`g` 0).
-#[allow(clippy::too_many_arguments)]
 pub fn objective(
     stream: &mut Stream,
     logp: LogProbs,

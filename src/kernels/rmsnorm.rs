@@ -8,7 +8,7 @@
 //! gradient 3n and 8n. One workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast.
 
 use super::harness::Harness;
-use super::math::dot;
+use super::math::{dot, fold};
 use crate::device::{Args, Grid, Kernel, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
@@ -160,7 +160,6 @@ pub fn forward(s: &mut Stream, x: Slice, w: Slice, y: Slice, rstd: Slice, heads:
 }
 
 /// `dx` = (or, with `accumulate`, +=) the gradient of `x`, given that of `y`; all three laid out as `x`.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     s: &mut Stream,
     x: Slice,
@@ -264,7 +263,7 @@ fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
             lanes[i] = (g[i] * w[i]).mul_add(x[i], lanes[i]);
         }
     }
-    let mut total = lanes.iter().sum::<f32>();
+    let mut total = fold(lanes, |a, b| a + b);
     for ((g, w), x) in tails {
         total = (g * w).mul_add(*x, total);
     }
@@ -334,11 +333,12 @@ fn weight_partial_twin(args: &Args) {
         .with_min_len((16_384 / (chunk * heads.dim)).max(1))
         .for_each(|(c, partial)| {
             partial.fill(0.0);
-            for v in c * chunk..((c + 1) * chunk).min(heads.vectors()) {
+            let vectors = c * chunk..((c + 1) * chunk).min(heads.vectors());
+            for (v, rstd) in vectors.clone().zip(&rstd[vectors]) {
                 let range = vector(&heads, v);
                 let terms = x[range.clone()].iter().zip(&dy[range]);
                 for (sum, (x, dy)) in partial.iter_mut().zip(terms) {
-                    *sum = (dy * rstd[v]).mul_add(*x, *sum);
+                    *sum = (dy * rstd).mul_add(*x, *sum);
                 }
             }
         });

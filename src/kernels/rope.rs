@@ -79,7 +79,6 @@ fn grid(dims: Dims) -> Grid {
 /// Rotates the queries of `qk` (`[T, (H + 2 Hk) hd]`) into `q` (`[T, H hd]`) and its keys into `kv`
 /// (`[slots, 2 Hk hd]`), with the values of `qkv` (laid out as `qk`, and possibly the same slice) beside them. Rows
 /// without a slot write no key or value. Every position must be in `table`.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     s: &mut Stream,
     rows: Slice,

@@ -94,10 +94,12 @@ fn backward_twin(args: &Args) {
             let (gate, up) = gate_up[row * 2 * f..][..2 * f].split_at(f);
             let (d_gate, d_up) = d_gate_up.split_at_mut(f);
             let d_out = &d_out[row * f..][..f];
-            for i in 0..f {
-                let (x, s) = (gate[i], sigmoid(gate[i]));
-                d_gate[i] = d_out[i] * up[i] * slope(x, s);
-                d_up[i] = d_out[i] * x * s;
+            let inputs = gate.iter().zip(up).zip(d_out);
+            let outputs = d_gate.iter_mut().zip(d_up);
+            for ((d_gate, d_up), ((&x, &up), &d_out)) in outputs.zip(inputs) {
+                let s = sigmoid(x);
+                *d_gate = d_out * up * slope(x, s);
+                *d_up = d_out * x * s;
             }
         });
 }

@@ -67,7 +67,6 @@ pub struct Outputs {
 }
 
 /// From `value` [K], V at each tree node (V(s_0) has no target and is not among them), and `step_reward` [B, G, L].
-#[allow(clippy::too_many_arguments)]
 pub fn td(
     stream: &mut Stream,
     value: Slice,

@@ -196,7 +196,7 @@ impl Round<'_> {
     fn complete(&mut self) -> std::result::Result<Option<(usize, u32)>, ()> {
         let kept = self.reserve();
         let left = self.p.budget - *self.on.header(header::COST);
-        let late = self.p.rounds_left + 1 <= kept.div_ceil(self.p.width) + self.p.run_levels;
+        let late = self.p.rounds_left < kept.div_ceil(self.p.width) + self.p.run_levels;
         if kept == 0 || (left > kept && !late) {
             return Ok(None);
         }

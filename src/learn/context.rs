@@ -33,6 +33,8 @@ pub struct Context<'a> {
 pub struct Validation {
     pub hr10: f64,
     pub ndcg10: f64,
+    /// HR@10 weighted by the targets' worth.
+    pub value_hr10: f64,
     /// What the run is after: NDCG@10, weighted by worth where the reward is.
     pub metric: f64,
 }
@@ -152,7 +154,9 @@ impl Record {
     }
 
     pub fn validation(&mut self, v: &Validation) -> &mut Self {
-        self.number("hr@10", v.hr10).number("ndcg@10", v.ndcg10)
+        self.number("hr@10", v.hr10)
+            .number("ndcg@10", v.ndcg10)
+            .number("value_hr@10", v.value_hr10)
     }
 }
 

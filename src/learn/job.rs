@@ -14,7 +14,7 @@ use crate::eval::report::{Report, Row, compare, table};
 use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
-use crate::run::{Stage, State};
+use crate::run::{Stage, State, locate_model};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,10 @@ pub fn run(
     };
     let init = context.init();
     let positions = plan.longest(data.catalog.levels()).max(positions(data));
-    let given = (!config.model.init.is_empty()).then(|| PathBuf::from(&config.model.init));
+    let given = match config.model.init.as_str() {
+        "" => None,
+        folder => Some(locate_model(Path::new(folder))?.checkpoint),
+    };
     let from = resume.as_ref().or(given.as_ref());
     ensure!(
         stages.sft || from.is_some(),
@@ -347,7 +350,7 @@ impl Job<'_> {
                     text.push_str(&format!(
                         "V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"
                     ));
-                    comparisons.insert(key.into(), serde_json::to_value(&difference)?);
+                    comparisons.insert(key.into(), serde_json::to_value(difference)?);
                 }
             }
         }
@@ -415,6 +418,7 @@ fn validate(
     Ok(Validation {
         hr10: value(p.ranking(Gain::Hr, Credit::Sid, top)),
         ndcg10,
+        value_hr10: value(p.valued(Gain::Hr, Credit::Sid, top)),
         metric: if weighted {
             value(p.valued(Gain::Ndcg, Credit::Sid, top))
         } else {

@@ -13,3 +13,4 @@ pub mod rl;
 pub mod schedule;
 pub mod sequences;
 pub mod sft;
+pub mod tensors;

@@ -7,64 +7,34 @@
 //! sharing for the entries' own parts.
 
 use super::rewards::{self, Embeddings};
+use super::tensors::{Output, floats, integers, shape_of};
 use crate::device::{Buffer, DeviceRef, Stream, read_f32};
 use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, Hyper, LogProbs, Loss, Metrics};
 use crate::kernels::td;
 use crate::kernels::tree_tables::Candidates;
-use anyhow::{Context, Result, ensure};
-use safetensors::{Dtype, SafeTensors};
-
-/// Name, shape, values.
-pub type Output = (String, Vec<usize>, Vec<f32>);
-
-/// The words of a tensor and its shape. Errors: missing, or of another type.
-fn words(inputs: &SafeTensors, name: &str, dtype: Dtype) -> Result<(Vec<usize>, Vec<u32>)> {
-    let view = inputs
-        .tensor(name)
-        .with_context(|| format!("tensor `{name}` is missing"))?;
-    ensure!(
-        view.dtype() == dtype,
-        "tensor `{name}` has type {:?}: expected {dtype:?}",
-        view.dtype()
-    );
-    let bytes = view.data().chunks_exact(4);
-    let words = bytes.map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")));
-    Ok((view.shape().to_vec(), words.collect()))
-}
-
-fn floats(inputs: &SafeTensors, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let (found, words) = words(inputs, name, Dtype::F32)?;
-    ensure!(
-        found == shape,
-        "tensor `{name}` has shape {found:?}: expected {shape:?}"
-    );
-    Ok(bytemuck::cast_vec(words))
-}
+use anyhow::{Result, bail, ensure};
+use safetensors::SafeTensors;
 
 fn scalar(inputs: &SafeTensors, name: &str) -> Result<f32> {
     Ok(floats(inputs, name, &[1])?[0])
 }
 
-fn tokens(inputs: &SafeTensors, name: &str) -> Result<(Vec<usize>, Vec<u32>)> {
-    let (shape, tokens) = words(inputs, name, Dtype::I32)?;
-    ensure!(
-        tokens.iter().all(|&t| t as i32 >= 0),
-        "tensor `{name}` holds a negative token"
-    );
-    Ok((shape, tokens))
+/// A token tensor of `rank` dimensions.
+fn tokens(inputs: &SafeTensors, name: &str, rank: usize) -> Result<(Vec<usize>, Vec<u32>)> {
+    let (shape, values) = integers(inputs, name, rank)?;
+    let tokens = values.iter().map(|&t| u32::try_from(t).ok());
+    match tokens.collect::<Option<Vec<u32>>>() {
+        Some(tokens) => Ok((shape, tokens)),
+        None => bail!("tensor `{name}` holds a token below 0 or above 2^32 - 1"),
+    }
 }
 
 /// `candidates` [B, G, L].
 fn candidates(inputs: &SafeTensors) -> Result<([usize; 3], Vec<u32>)> {
-    let (shape, tokens) = tokens(inputs, "candidates")?;
-    let shape: [usize; 3] = shape.try_into().map_err(|shape| {
-        anyhow::anyhow!(
-            "tensor `candidates` has shape {shape:?}: expected [prompts, group, levels]"
-        )
-    })?;
+    let (shape, tokens) = tokens(inputs, "candidates", 3)?;
     ensure!(!tokens.is_empty(), "tensor `candidates` is empty");
-    Ok((shape, tokens))
+    Ok(([shape[0], shape[1], shape[2]], tokens))
 }
 
 /// A candidate tree on the device.
@@ -252,14 +222,14 @@ pub fn objective(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>
 pub fn value(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>> {
     let (shape, paths) = candidates(inputs)?;
     let [prompts, group, levels] = shape;
-    let (target_shape, target) = tokens(inputs, "target")?;
+    let (target_shape, target) = tokens(inputs, "target", 2)?;
     ensure!(
         target_shape == [prompts, levels],
         "tensor `target` has shape {target_shape:?}: expected {:?}",
         [prompts, levels]
     );
-    let (embedding_shape, _) = words(inputs, "item_embedding", Dtype::F32)?;
-    let dim = embedding_shape.last().copied().unwrap_or(0);
+    let dim = shape_of(inputs, "item_embedding")?.last().copied();
+    let dim = dim.unwrap_or(0);
     let embedding = floats(inputs, "item_embedding", &[prompts, group, dim])?;
     ensure!(dim > 0, "tensor `item_embedding` is empty");
     let target_embedding = floats(inputs, "target_embedding", &[prompts, dim])?;

@@ -3,55 +3,15 @@
 
 use super::engine::{Capacity, Engine, Targets};
 use super::sequences::push_tree;
+use super::tensors::{Output, floats, integers};
 use crate::device::{Buffer, Stream};
 use crate::forest::{Forest, NONE, Node, PromptAttention};
 use crate::kernels::reduce;
 use crate::model::Model;
 use crate::model::layout::parts;
 use crate::model::value_head::At;
-use anyhow::{Context, Result, bail, ensure};
-use safetensors::{Dtype, SafeTensors};
-
-/// A named output: name, shape, values.
-pub type Output = (String, Vec<usize>, Vec<f32>);
-
-/// An integer matrix (or vector) of the input. Errors: missing, of another type or rank.
-fn integers(inputs: &SafeTensors, name: &str, rank: usize) -> Result<(Vec<usize>, Vec<i64>)> {
-    let view = inputs
-        .tensor(name)
-        .with_context(|| format!("tensor `{name}` is missing"))?;
-    ensure!(
-        view.shape().len() == rank,
-        "tensor `{name}` has shape {:?}: expected {rank} dimensions",
-        view.shape()
-    );
-    let data = view.data();
-    let values = match view.dtype() {
-        Dtype::I32 => data
-            .chunks_exact(4)
-            .map(|b| i32::from_le_bytes(b.try_into().unwrap()) as i64)
-            .collect(),
-        Dtype::I64 => data
-            .chunks_exact(8)
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
-            .collect(),
-        other => bail!("tensor `{name}` has type {other:?}: expected I32 or I64"),
-    };
-    Ok((view.shape().to_vec(), values))
-}
-
-/// A float matrix of the input with the given shape.
-fn floats(inputs: &SafeTensors, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let view = inputs
-        .tensor(name)
-        .with_context(|| format!("tensor `{name}` is missing"))?;
-    ensure!(
-        view.shape() == shape,
-        "tensor `{name}` has shape {:?}: expected {shape:?}",
-        view.shape()
-    );
-    crate::model::checkpoint::to_f32(name, &view)
-}
+use anyhow::{Context, Result, ensure};
+use safetensors::SafeTensors;
 
 /// Row `i` of a padded token matrix, cut to its length.
 fn document(

@@ -35,15 +35,10 @@ impl Limit {
             || self.decode_tokens.is_some_and(|n| state.decode_tokens >= n)
     }
 
-    /// Steps this comes to, as far as can be told.
-    fn total(&self, state: &State) -> u64 {
-        match (self.steps, self.decode_tokens) {
-            (Some(steps), _) => steps,
-            (None, Some(tokens)) if state.decode_tokens > 0 => {
-                (state.step * tokens).div_ceil(state.decode_tokens)
-            }
-            _ => state.step + 1,
-        }
+    /// Steps this comes to when each decodes `per_step` tokens.
+    fn total(&self, per_step: u64) -> u64 {
+        let by_tokens = self.decode_tokens.map(|n| n.div_ceil(per_step.max(1)));
+        self.steps.into_iter().chain(by_tokens).min().unwrap_or(0)
     }
 }
 
@@ -143,9 +138,8 @@ pub fn run(
     };
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
-    context
-        .progress
-        .stage(stage.name(), state.step, limit.total(&state));
+    let total = limit.total((rl.prompts * searcher.budget()) as u64);
+    context.progress.stage(stage.name(), state.step, total);
     if state.step == 0 && state.best_metric.is_none() {
         let before = validate(&engine.model)?;
         let mut record = Record::default();

@@ -164,7 +164,6 @@ impl Model {
 
     /// Back from logits: dW of the output projection is added to `dw`; the gradient of the n hidden rows is written to
     /// `d_rows` and added to `d_hidden` at the rows they came from.
-    #[allow(clippy::too_many_arguments)]
     pub fn logits_backward(
         &self,
         s: &mut Stream,

@@ -87,7 +87,6 @@ impl Model {
 
     /// Back from dLoss/dV at the rows given to [`Model::value`]: weight gradients are added to `dw`, and, unless `detach`
     /// (`value.detach`), the gradient of the hidden states to `grads.hidden`.
-    #[allow(clippy::too_many_arguments)]
     pub fn value_backward(
         &self,
         s: &mut Stream,

@@ -332,7 +332,7 @@ impl<'a> Search<'a> {
             {
                 let reserve: usize = self.missing(plan.goal).iter().sum();
                 let left = plan.budget - self.cost;
-                let late = rounds_left + 1 <= reserve.div_ceil(plan.round) + self.last_run();
+                let late = rounds_left < reserve.div_ceil(plan.round) + self.last_run();
                 if reserve > 0 && (left <= reserve || late) {
                     if let Some((node, token)) = self.best_open(known, plan.goal) {
                         self.add(node, token);

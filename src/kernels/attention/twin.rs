@@ -3,12 +3,15 @@
 
 use super::{DeltaParams, Params};
 use crate::device::Args;
-use crate::kernels::math::{MASKED, dot, exp};
+use crate::kernels::math::{MASKED, dot, exp, fold};
 use crate::kernels::rows::{Dims, NONE, Row, records};
 use rayon::prelude::*;
 
 /// Keys (or queries) per tile.
 const TILE: usize = 128;
+
+/// Records whose dot products are summed up together.
+const DOTS: usize = 16;
 
 /// One vector of every record of a matrix: vector `r` starts at `r * stride + offset`.
 #[derive(Clone, Copy)]
@@ -24,22 +27,51 @@ impl<'a> Vectors<'a> {
         &self.data[record as usize * self.stride + self.offset..][..width]
     }
 
-    /// `out[k] = x . vector(records[k])`, for at most [`TILE`] records.
+    /// `out[k] = x . vector(records[k])`.
     fn dots(&self, x: &[f32], records: &[u32], out: &mut [f32]) {
-        let mut sums = [[0.0f32; 4]; TILE];
-        for (&record, sums) in records.iter().zip(&mut sums) {
-            partial_sums(x, self.get(record, x.len()), sums);
+        out.fill(0.0);
+        let mut at = 0;
+        while at + 64 <= x.len() {
+            self.dots_block::<64>(x, records, at, out);
+            at += 64;
         }
-        for (out, sums) in out.iter_mut().zip(&sums) {
-            *out = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        while at + 16 <= x.len() {
+            self.dots_block::<16>(x, records, at, out);
+            at += 16;
         }
-        let whole = x.len() / 16 * 16;
-        if whole < x.len() {
+        if at < x.len() {
             for (&record, out) in records.iter().zip(out) {
-                let y = &self.get(record, x.len())[whole..];
-                for (x, y) in x[whole..].iter().zip(y) {
+                let y = &self.get(record, x.len())[at..];
+                for (x, y) in x[at..].iter().zip(y) {
                     *out = x.mul_add(*y, *out);
                 }
+            }
+        }
+    }
+
+    /// The part of [`Vectors::dots`] from the `W` elements at `at`. Eight partial sums per record are left in memory and
+    /// added up for [`DOTS`] records at once: summing a register across its lanes costs more than filling it.
+    #[inline(always)]
+    fn dots_block<const W: usize>(&self, x: &[f32], records: &[u32], at: usize, out: &mut [f32]) {
+        let x: &[f32; W] = x[at..at + W].try_into().expect("W elements");
+        for (records, out) in records.chunks(DOTS).zip(out.chunks_mut(DOTS)) {
+            let mut partial = [[0.0f32; 8]; DOTS];
+            for (&record, partial) in records.iter().zip(&mut partial) {
+                let y: &[f32; W] = self.get(record, at + W)[at..]
+                    .try_into()
+                    .expect("W elements");
+                let mut sums = [0.0f32; 16];
+                for (x, y) in x.chunks_exact(16).zip(y.chunks_exact(16)) {
+                    for i in 0..16 {
+                        sums[i] = x[i].mul_add(y[i], sums[i]);
+                    }
+                }
+                for i in 0..8 {
+                    partial[i] = sums[i] + sums[i + 8];
+                }
+            }
+            for (out, p) in out.iter_mut().zip(&partial) {
+                *out += ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
             }
         }
     }
@@ -87,21 +119,6 @@ impl<'a> Vectors<'a> {
     }
 }
 
-/// Four partial sums of `x . y`, without the last `len % 16` elements. A function of its own, with a vector for an
-/// output: merged into the loop over keys, or summed up here, it is not vectorised as well.
-#[inline(never)]
-fn partial_sums(x: &[f32], y: &[f32], out: &mut [f32; 4]) {
-    let mut sums = [0.0f32; 16];
-    for (x, y) in x.chunks_exact(16).zip(y.chunks_exact(16)) {
-        for i in 0..16 {
-            sums[i] = x[i].mul_add(y[i], sums[i]);
-        }
-    }
-    for i in 0..4 {
-        out[i] = (sums[i] + sums[i + 8]) + (sums[i + 4] + sums[i + 12]);
-    }
-}
-
 /// Turns scores into `exp(scale * score - top)`, where `top` is the larger of `before` and the largest scaled score;
 /// returns `top` and the sum. Both in sixteen lanes, the last ones masked.
 fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32) -> (f32, f32) {
@@ -109,24 +126,39 @@ fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32)
     scores[count..padded].fill(MASKED);
     let scores = &mut scores[..padded];
     let (mut tops, mut sums) = ([before; 16], [0.0f32; 16]);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     for chunk in scores.chunks_exact_mut(16) {
         for i in 0..16 {
             chunk[i] *= scale;
-            tops[i] = if chunk[i] > tops[i] {
-                chunk[i]
-            } else {
-                tops[i]
-            };
+            tops[i] = larger(tops[i], chunk[i]);
         }
     }
-    let top = tops.into_iter().fold(before, f32::max);
+    let top = fold(tops, larger);
     for chunk in scores.chunks_exact_mut(16) {
         for i in 0..16 {
             chunk[i] = exp(chunk[i] - top);
             sums[i] += chunk[i];
         }
     }
-    (top, sums.iter().sum())
+    (top, fold(sums, |a, b| a + b))
+}
+
+/// Turns scores less their logarithm of the sum into `p = exp(score)`, and `d_o . v - delta` into
+/// `ds = p (d_o . v - delta) scale`. Sixteen at a time: what lies behind `count` is not read by anyone.
+fn weights_and_slopes(
+    weights: &mut [f32; TILE],
+    slopes: &mut [f32; TILE],
+    count: usize,
+    scale: f32,
+) {
+    let whole = count.next_multiple_of(16);
+    let slopes = slopes[..whole].chunks_exact_mut(16);
+    for (weights, slopes) in weights[..whole].chunks_exact_mut(16).zip(slopes) {
+        for i in 0..16 {
+            weights[i] = exp(weights[i]);
+            slopes[i] = weights[i] * slopes[i] * scale;
+        }
+    }
 }
 
 /// A row's keys, a tile at a time: its prompt, then its chain.
@@ -306,7 +338,7 @@ pub(super) fn backward_query(args: &Args) {
         .enumerate()
         .with_min_len(shape.rows_per_task(2 * prompt_pairs(rows)))
         .for_each(|(t, (dq, row))| {
-            let (mut tile, mut slopes, mut pulls) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
+            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
             for (head, dq) in dq.chunks_exact_mut(head_dim).enumerate() {
                 let q = shape.queries(q, head).get(t as u32, head_dim);
                 let d_o = shape.queries(d_o, head).get(t as u32, head_dim);
@@ -319,14 +351,16 @@ pub(super) fn backward_query(args: &Args) {
                     if count == 0 {
                         break;
                     }
-                    let (slopes, pulls) = (&mut slopes[..count], &mut pulls[..count]);
-                    keys.dots(q, &tile[..count], slopes);
-                    values.dots(d_o, &tile[..count], pulls);
-                    for (slope, pull) in slopes.iter_mut().zip(pulls) {
-                        let weight = exp(*slope * shape.scale - lse);
-                        *slope = weight * (*pull - delta) * shape.scale;
+                    let tile = &tile[..count];
+                    keys.dots(q, tile, &mut weights[..count]);
+                    values.dots(d_o, tile, &mut slopes[..count]);
+                    let whole = count.next_multiple_of(16);
+                    for (weight, slope) in weights[..whole].iter_mut().zip(&mut slopes[..whole]) {
+                        *weight = *weight * shape.scale - lse;
+                        *slope -= delta;
                     }
-                    keys.accumulate(slopes, &tile[..count], dq);
+                    weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
+                    keys.accumulate(&slopes[..count], tile, dq);
                 }
             }
         });
@@ -367,19 +401,17 @@ pub(super) fn backward_key_value(args: &Args) {
                         for (i, record) in tile[..count].iter_mut().zip(first..) {
                             *i = record;
                         }
-                        let (tile, weights, slopes) =
-                            (&tile[..count], &mut weights[..count], &mut slopes[..count]);
-                        queries.dots(k, tile, weights);
-                        outputs.dots(v, tile, slopes);
-                        for ((weight, slope), &i) in
-                            weights.iter_mut().zip(slopes.iter_mut()).zip(tile)
-                        {
+                        let tile = &tile[..count];
+                        queries.dots(k, tile, &mut weights[..count]);
+                        outputs.dots(v, tile, &mut slopes[..count]);
+                        for ((weight, slope), &i) in weights.iter_mut().zip(&mut slopes).zip(tile) {
                             let at = i as usize * heads + query_head;
-                            *weight = exp(*weight * shape.scale - lse[at]);
-                            *slope = *weight * (*slope - delta[at]) * shape.scale;
+                            *weight = *weight * shape.scale - lse[at];
+                            *slope -= delta[at];
                         }
-                        queries.accumulate(slopes, tile, dk);
-                        outputs.accumulate(weights, tile, dv);
+                        weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
+                        queries.accumulate(&slopes[..count], tile, dk);
+                        outputs.accumulate(&weights[..count], tile, dv);
                     }
                 }
             }

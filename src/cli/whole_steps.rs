@@ -1,0 +1,171 @@
+//! The whole steps of `vstar validate`: one of fine-tuning and one of V-STAR, with small models, on a few prompts of the
+//! built-in shop. On a lockstep device every launch of them is compared, at the sizes and in the order of a real step.
+
+use anyhow::{Result, ensure};
+
+use crate::config::{Arch, Config, PromptAttention};
+use crate::data::{Dataset, LoadOptions};
+use crate::decode::search::{Decoding, Searcher};
+use crate::device::DeviceRef;
+use crate::forest::{self, Forest};
+use crate::learn::engine::{Capacity, Engine, Targets};
+use crate::learn::group::Groups;
+use crate::learn::judge::Judge;
+use crate::learn::policy::{Batch, Policy};
+use crate::learn::sequences::{Window, push_window, windows};
+use crate::learn::{job, rl, sft};
+use crate::model::Model;
+use crate::model::checkpoint::Init;
+use crate::model::optimiser::Update;
+
+/// Runs one step on a fresh device.
+pub type Step = fn(&DeviceRef) -> Result<()>;
+
+/// Name and step. Between them the two shapes have grouped queries, q/k norms, a q/k/v bias, a tied and an untied
+/// output, causal and full prompts.
+pub const WHOLE_STEPS: &[(&str, Step)] = &[
+    ("sft step, qwen3", |device| {
+        Small::new(Arch::Qwen3)?.fine_tune(device)
+    }),
+    ("sft step, qwen2", |device| {
+        Small::new(Arch::Qwen2)?.fine_tune(device)
+    }),
+    ("rl step, qwen3", |device| {
+        Small::new(Arch::Qwen3)?.reinforce(device)
+    }),
+    ("rl step, qwen2", |device| {
+        Small::new(Arch::Qwen2)?.reinforce(device)
+    }),
+];
+
+/// Documents of a fine-tuning step, in parts of so many.
+const DOCUMENTS: usize = 9;
+const PART: usize = 5;
+
+/// A small model and the shop.
+struct Small {
+    config: Config,
+    data: Dataset,
+}
+
+impl Small {
+    fn new(arch: Arch) -> Result<Small> {
+        let mut config = Config::default();
+        config.model.arch = arch;
+        config.model.layers = 2;
+        config.model.hidden_size = 32;
+        config.model.heads = 4;
+        config.model.kv_heads = 2;
+        config.model.tie_embeddings = arch == Arch::Qwen3;
+        config.model.prompt_attention = match arch {
+            Arch::Qwen3 => PromptAttention::Causal,
+            _ => PromptAttention::Full,
+        };
+        config.rl.prompts = 3;
+        config.rl.group = 8;
+        config.ved.init_beam = 4;
+        // A model that has learnt nothing hits no target; how near its candidates come still tells them apart.
+        config.reward.semantic = 1.0;
+        Ok(Small {
+            config,
+            data: crate::data::load(None, LoadOptions::default())?,
+        })
+    }
+
+    /// Weights far larger than a run starts with, so that log-probs are far from uniform and no two candidates tie.
+    fn model(&self, device: &DeviceRef, seed: u64) -> Result<Model> {
+        let architecture = job::architecture(&self.config, &self.data);
+        let init = Init { seed, std: 0.3 };
+        Model::initialised(device, &architecture, job::positions(&self.data), init)
+    }
+
+    fn attention(&self) -> forest::PromptAttention {
+        match self.config.model.prompt_attention {
+            PromptAttention::Causal => forest::PromptAttention::Causal,
+            PromptAttention::Full => forest::PromptAttention::Full,
+        }
+    }
+
+    fn fine_tune(&self, device: &DeviceRef) -> Result<()> {
+        let (data, attention) = (&self.data, self.attention());
+        let tokens = PART * job::positions(data);
+        let capacity = Capacity {
+            tokens,
+            rows: tokens,
+            targets: tokens,
+        };
+        let mut engine = Engine::new(self.model(device, 1)?, capacity)?;
+        let documents = windows(&data.train[..DOCUMENTS], data.max_history + 1, attention);
+        let parts: Vec<_> = documents[..DOCUMENTS].chunks(PART).collect();
+        let pack = |part: &&[Window], forest: &mut Forest, targets: &mut Targets| {
+            for &window in *part {
+                let items = &data.train[window.sequence as usize];
+                push_window(&data.catalog, items, window, attention, (forest, targets));
+            }
+        };
+        let mut trainer = sft::Trainer::new(&engine, parts.len())?;
+        let result = trainer.step(&mut engine, &parts, pack, &update(1))?;
+        ensure!(
+            result.finite && result.grad_norm > 0.0,
+            "loss {} with a gradient of norm {}",
+            result.loss,
+            result.grad_norm
+        );
+        Ok(())
+    }
+
+    /// A rollout and two updates on it: in the second, policy and rollout differ.
+    fn reinforce(&self, device: &DeviceRef) -> Result<()> {
+        let (config, data) = (&self.config, &self.data);
+        let (prompts, group) = (config.rl.prompts, config.rl.group);
+        let levels = data.catalog.levels();
+        let mut engine = Engine::new(self.model(device, 1)?, rl::capacity(config, data))?;
+        let reference = self.model(device, 2)?;
+        let asked = &data.valid[..prompts];
+
+        let decoding = Decoding::rollout(config, data, prompts);
+        let mut searcher = Searcher::new(&engine.model, data, &decoding)?;
+        let histories: Vec<&[u32]> = asked.iter().map(|e| e.history.as_slice()).collect();
+        let decoded = searcher.search(&engine.model, &data.catalog, &histories, 0, 0)?;
+
+        let judge = Judge::new(config, data)?;
+        let mut groups = Groups::default();
+        let mut rewarded = Vec::new();
+        for (example, found) in asked.iter().zip(&decoded) {
+            let prompt = data.catalog.prompt(&example.history);
+            let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
+            groups.push(&prompt, candidates, group, levels, self.attention());
+            rewarded.push(judge.reward(example.target, &found.candidates));
+        }
+        ensure!(
+            rewarded.iter().all(|r| !r.is_flat()),
+            "a prompt's candidates all have the same reward"
+        );
+
+        let batches = [Batch::new(groups, &rewarded, group, levels)];
+        let mut policy = Policy::new(&engine, config, prompts, levels)?;
+        for number in 1..=2 {
+            let flags = (number == 1, false);
+            let update = update(number);
+            let result = policy.update(&mut engine, Some(&reference), &batches, &update, flags)?;
+            ensure!(
+                result.finite && result.grad_norm > 0.0,
+                "update {number}: a gradient of norm {}",
+                result.grad_norm
+            );
+        }
+        Ok(())
+    }
+}
+
+fn update(step: u32) -> Update {
+    Update {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.98,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+        step,
+    }
+}
