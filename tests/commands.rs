@@ -248,7 +248,11 @@ fn damaged_checkpoints_are_refused_in_one_line() {
         let arguments = probe(&bad);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let message = failure(&arguments);
-        let file = text(&bad.join(file)).to_owned();
+        // The folder itself where there is no file to blame.
+        let file = match file {
+            "" => text(&bad).to_owned(),
+            file => text(&bad.join(file)).to_owned(),
+        };
         for part in wanted.iter().chain([&file.as_str()]) {
             assert!(message.contains(part), "{part:?} is not in: {message}");
         }
@@ -291,7 +295,7 @@ fn damaged_checkpoints_are_refused_in_one_line() {
         refused(weights, &["not a safetensors file"]);
     }
     fs::remove_file(bad.join(weights)).unwrap();
-    refused("", &[weights]);
+    refused("", &["holds neither model.safetensors nor"]);
 
     altered(&good, &bad, |_| ());
     let config = fs::read_to_string(good.join("config.json")).unwrap();
@@ -390,4 +394,15 @@ fn training_refuses_what_cannot_work_and_leaves_nothing() {
     let arguments = train(&data, &out, &["cpu", "--stage", "rl", &init]);
     success(&arguments);
     assert!(out.join("checkpoints/best-rl").exists());
+    let evaluation = work.path().join("evaluation");
+    let printed = success(&train(
+        &data,
+        &evaluation,
+        &["cpu", "--stage", "eval", &init],
+    ));
+    assert!(
+        printed.contains("SFT") && !printed.contains("V-STAR"),
+        "{printed}"
+    );
+    assert!(evaluation.join("result.json").exists());
 }

@@ -88,6 +88,36 @@ fn a_folder_in_use_is_refused_and_left_alone() {
 }
 
 #[test]
+fn an_unused_folder_goes_and_any_other_stays() {
+    let temporary = tempdir().unwrap();
+    let make = |name: &str| {
+        let folder = RunFolder::create(&temporary.path().join(name), &Config::default()).unwrap();
+        folder.metrics(None).unwrap();
+        folder.checkpoints(2).unwrap();
+        folder
+    };
+    make("unused").discard_unused().unwrap();
+    let recorded = make("recorded");
+    let mut metrics = recorded.metrics(None).unwrap();
+    metrics.write(Stage::Sft, 1, &Map::new()).unwrap();
+    recorded.discard_unused().unwrap();
+    let saved = make("saved");
+    let checkpoints = saved.checkpoints(2).unwrap();
+    checkpoints
+        .save(&state(Stage::Sft, 1), weights("one"))
+        .unwrap();
+    saved.discard_unused().unwrap();
+    let shared = make("shared");
+    fs::write(shared.root().join("notes"), "mine").unwrap();
+    shared.discard_unused().unwrap();
+    assert_eq!(names(temporary.path()), ["recorded", "saved", "shared"]);
+    for used in ["recorded", "saved"] {
+        assert!(RunFolder::open(&temporary.path().join(used)).is_ok());
+    }
+    assert_eq!(names(&temporary.path().join("shared")), ["notes"]);
+}
+
+#[test]
 fn default_names_tell_time_and_data() {
     let path = RunFolder::default_path("beauty");
     let name = path.file_name().unwrap().to_str().unwrap();

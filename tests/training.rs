@@ -428,6 +428,81 @@ fn a_detached_value_loss_leaves_the_backbone_alone() {
 }
 
 #[test]
+fn while_the_value_head_warms_up_the_backbone_rests() {
+    let (data, config) = (dataset(), config(&["rl.kl_beta=0"]));
+    for value_only in [true, false] {
+        let mut engine = engine(&cpu(), &config, &data);
+        let rollout = rollout(&engine, &config, &data);
+        let before = engine.model.weights.read().unwrap();
+        let mut policy = Policy::new(&engine, &config, config.rl.prompts, 3).unwrap();
+        let batches = rollout.batches(config.rl.prompts, &config);
+        // The update decays weights too, which must not reach a resting backbone either.
+        let flags = (true, value_only);
+        let result = policy.update(&mut engine, None, &batches, &update(1e-3, 1), flags);
+        assert!(result.unwrap().finite);
+        let after = engine.model.weights.read().unwrap();
+        let moved = |head: bool| {
+            let [a, b] = [&before, &after].map(|blocks| parts(engine.layout(), blocks));
+            let of = a
+                .zip(b)
+                .filter(|((name, ..), _)| name.starts_with("value_head.") == head);
+            of.filter(|((_, _, a), (_, _, b))| a != b).count()
+        };
+        assert!(moved(true) > 10);
+        assert_eq!(
+            moved(false) == 0,
+            value_only,
+            "{} tensors moved",
+            moved(false)
+        );
+    }
+}
+
+#[test]
+fn rollouts_that_are_not_finite_are_skipped_and_end_the_run() {
+    let data = dataset();
+    let config = config(&["rl.eval_every=1", "run.checkpoint_every=1"]);
+    let temporary = tempfile::tempdir().unwrap();
+    let root = temporary.path().join("run");
+    let mut engine = engine(&cpu(), &config, &data);
+    let first = temporary.path().join("first");
+    std::fs::create_dir(&first).unwrap();
+    engine.model.save(&first).unwrap();
+    let limit = rl::Limit {
+        steps: Some(9),
+        decode_tokens: None,
+    };
+    // Validations: before the first step, then after each. The third poisons the weights of step 3 on.
+    let mut validations = 0;
+    let mut validate = |model: &Model| {
+        validations += 1;
+        if validations == 3 {
+            let mut weights = model.weights.read()?;
+            weights.last_mut().expect("blocks")[0] = f32::NAN;
+            model.weights.write(&weights)?;
+        }
+        no_validation(model)
+    };
+    let ran = in_folder(&root, &config, &data, |mut context| {
+        let start = (State::start(Stage::Rl), limit, first.as_path());
+        rl::run(&mut context, &config, &mut engine, start, &mut validate)
+    });
+    let message = format!("{:#}", ran.unwrap_err());
+    assert!(
+        message.starts_with("rl step 5: loss or gradient not finite in 3 steps"),
+        "{message}"
+    );
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let metrics = std::fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["step"], last["loss"].is_null()),
+        (&4.into(), true),
+        "{metrics}"
+    );
+}
+
+#[test]
 fn full_prompts_learn() {
     let (data, config) = (dataset(), config(&["model.prompt_attention=full"]));
     for device in [cpu(), bare_gpu()] {

@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     let inputs = SafeTensors::deserialize(&bytes)
         .map_err(|error| anyhow!("{shown}: not a safetensors file: {error:?}"))?;
     let device = args.device.open()?;
-    let outputs = answer(&args, &device, &inputs).with_context(|| shown.to_string())?;
+    let outputs = answer(&args, &device, &inputs)?;
     let views = outputs
         .iter()
         .map(|(name, shape, values)| {
@@ -72,25 +72,28 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Which kind of question the file is, by the inputs it holds.
+/// Answers the kind of question that the file is, by the inputs it holds.
 fn answer(args: &Args, device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>> {
     let has = |name| inputs.tensor(name).is_ok();
+    let shown = || args.input.display().to_string();
     if has("candidates") && has("rewards") {
-        return oracle::objective(device, inputs);
+        return oracle::objective(device, inputs).with_context(shown);
     }
     if has("candidates") && has("value") {
-        return oracle::value(device, inputs);
+        return oracle::value(device, inputs).with_context(shown);
     }
     let ask = match (has("tokens"), has("node_token")) {
         (true, _) => probe::forward,
         (_, true) => probe::tree,
         _ => bail!(
-            "no question this program answers: expected the inputs of a forward (tokens), tree (node_token), objective \
-             (candidates, rewards) or value (candidates, value) file"
+            "{}: no question this program answers: expected the inputs of a forward (tokens), tree (node_token), \
+             objective (candidates, rewards) or value (candidates, value) file",
+            shown()
         ),
     };
+    let positions = probe::positions(inputs).with_context(shown)?;
     let checkpoint = locate_model(&args.model)?.checkpoint;
     let init = Init { seed: 0, std: 0.02 };
-    let model = Model::load(device, &checkpoint, probe::positions(inputs)?, init)?;
-    ask(model, inputs, args.grad)
+    let model = Model::load(device, &checkpoint, positions, init)?;
+    ask(model, inputs, args.grad).with_context(shown)
 }

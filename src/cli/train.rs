@@ -163,16 +163,23 @@ pub fn run(args: Args) -> Result<()> {
         started: Instant::now(),
         elapsed_before: 0.0,
     };
-    let stages = match args.stage {
+    let [sft, rl, eval] = match args.stage {
         Stages::All => [true, true, true],
         Stages::Sft => [true, false, false],
         Stages::Rl => [false, true, false],
         Stages::Eval => [false, false, true],
     };
-    let [sft, rl, eval] = stages;
-    let table = job::run(&device, context, job::Stages { sft, rl, eval }, resumed)?;
-    write!(out, "{table}")?;
-    if stages[2] {
+    match job::run(&device, context, job::Stages { sft, rl, eval }, resumed) {
+        Ok(table) => write!(out, "{table}")?,
+        Err(error) => {
+            if args.resume.is_none() {
+                // What went wrong first is what the user is told.
+                let _ = folder.discard_unused();
+            }
+            return Err(error);
+        }
+    }
+    if eval {
         writeln!(out, "figures {}", folder.result_path().display())?;
     }
     Ok(())

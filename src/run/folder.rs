@@ -18,6 +18,7 @@ const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const RESULT: &str = "result.json";
+const README_FILE: &str = "README.txt";
 
 const README: &str = "\
 This folder holds one run of vstar.
@@ -74,7 +75,7 @@ impl RunFolder {
             }
         }
         fs::create_dir_all(root).with_context(|| format!("cannot make the run folder {shown}"))?;
-        atomic_write(&root.join("README.txt"), README.as_bytes())?;
+        atomic_write(&root.join(README_FILE), README.as_bytes())?;
         // Last, because it is what makes the folder a run folder.
         atomic_write(&root.join(CONFIG), config.resolved_toml().as_bytes())?;
         Ok(RunFolder {
@@ -91,6 +92,33 @@ impl RunFolder {
             bail!("{} is not a run folder: it has no {CONFIG}", root.display());
         }
         Ok(folder)
+    }
+
+    /// Removes the folder of a run that failed before anything came of it: it holds no record and no checkpoint.
+    /// Only what a run makes is removed, so files of anyone else keep the folder.
+    pub fn discard_unused(self) -> Result<()> {
+        let metrics = self.root.join(METRICS);
+        let recorded = fs::metadata(&metrics).is_ok_and(|file| file.len() > 0);
+        let checkpoints = self.root.join(CHECKPOINTS);
+        if recorded || fs::read_dir(&checkpoints).is_ok_and(|mut inside| inside.next().is_some()) {
+            return Ok(());
+        }
+        let remove = || -> std::io::Result<()> {
+            for file in [METRICS, README_FILE, CONFIG] {
+                let path = self.root.join(file);
+                if path.exists() {
+                    fs::remove_file(path)?;
+                }
+            }
+            if checkpoints.exists() {
+                fs::remove_dir(&checkpoints)?;
+            }
+            if fs::read_dir(&self.root)?.next().is_none() {
+                fs::remove_dir(&self.root)?;
+            }
+            Ok(())
+        };
+        remove().with_context(|| format!("cannot remove the unused {}", self.root.display()))
     }
 
     /// The folder itself.
