@@ -367,7 +367,7 @@ fn training_refuses_what_cannot_work_and_leaves_nothing() {
         (
             &data,
             &["cpu", &nowhere],
-            &["nowhere/config.json", "cannot read"],
+            &["there is no model folder", "nowhere"],
         ),
         (
             &data,

@@ -18,6 +18,7 @@ use std::path::Path;
 use vstar::device::DeviceRef;
 use vstar::device::lockstep::relative_error;
 use vstar::learn::probe;
+use vstar::learn::tensors::Output;
 use vstar::model::checkpoint::Init;
 use vstar::model::layout::{for_each_part_mut, parts};
 use vstar::model::{Architecture, Family, Model};
@@ -27,7 +28,7 @@ const TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 const INIT: Init = Init { seed: 1, std: 0.02 };
 
-type Question = fn(Model, &SafeTensors, bool) -> Result<Vec<probe::Output>>;
+type Question = fn(Model, &SafeTensors, bool) -> Result<Vec<Output>>;
 type Answers = BTreeMap<String, Vec<f32>>;
 
 fn tolerance(name: &str) -> f64 {

@@ -2,6 +2,8 @@
 
 #[path = "support/devices.rs"]
 mod devices;
+#[path = "support/folder.rs"]
+mod folder;
 #[path = "support/toy.rs"]
 mod toy;
 #[path = "support/train.rs"]
@@ -9,11 +11,12 @@ mod train;
 
 use anyhow::Result;
 use devices::{bare_gpu, cpu};
+use folder::in_folder;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use train::{config, dataset, engine, in_folder};
+use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::device::DeviceRef;
@@ -258,6 +261,7 @@ fn fine_tune(
         let metric = metric(step, model);
         Ok(Validation {
             hr10: metric,
+            value_hr10: metric,
             ndcg10: metric,
             metric,
         })

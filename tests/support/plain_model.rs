@@ -111,9 +111,9 @@ impl PlainModel {
         let mut mixed = Rows::new();
         for (t, token) in document.iter().enumerate() {
             let mut row = Vec::new();
-            for head in 0..self.sizes.heads {
+            for (head, query) in q[t].iter().enumerate() {
                 let shared = head * self.sizes.kv_heads / self.sizes.heads;
-                let score = |&j: &usize| dot(&q[t][head], &k[j][shared]) / (n as f64).sqrt();
+                let score = |&j: &usize| dot(query, &k[j][shared]) / (n as f64).sqrt();
                 let weights: Vec<f64> = token.sees.iter().map(|j| score(j).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 row.extend((0..n).map(|i| {

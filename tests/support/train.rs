@@ -1,18 +1,13 @@
-//! Training in this process, on the toy data.
+//! The toy data, the toy settings and a model for them.
 
 use super::toy;
-use anyhow::Result;
-use std::path::Path;
-use std::time::Instant;
 use vstar::config::Config;
 use vstar::data::{Dataset, LoadOptions};
 use vstar::device::DeviceRef;
-use vstar::learn::context::Context;
 use vstar::learn::engine::{Capacity, Engine};
 use vstar::learn::job;
 use vstar::model::Model;
 use vstar::model::checkpoint::Init;
-use vstar::run::{Progress, RunFolder, State};
 
 /// The toy data.
 pub fn dataset() -> Dataset {
@@ -50,32 +45,4 @@ pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
         targets: 1024,
     };
     Engine::new(model, capacity).unwrap()
-}
-
-/// Opens the run folder at `root`, making it if it is new, and does something in it.
-pub fn in_folder<T>(
-    root: &Path,
-    config: &Config,
-    data: &Dataset,
-    act: impl FnOnce(Context) -> Result<T>,
-) -> Result<T> {
-    let folder = match RunFolder::open(root) {
-        Ok(folder) => folder,
-        Err(_) => RunFolder::create(root, config)?,
-    };
-    let checkpoints = folder.checkpoints(config.run.keep_checkpoints)?;
-    let state = checkpoints
-        .latest()?
-        .map(|latest| State::load(&latest))
-        .transpose()?;
-    act(Context {
-        config,
-        data,
-        checkpoints,
-        metrics: folder.metrics(state.as_ref())?,
-        folder: &folder,
-        progress: Progress::new(),
-        started: Instant::now(),
-        elapsed_before: 0.0,
-    })
 }

@@ -1,0 +1,79 @@
+//! Fine-tuning steps and what they leave, for tests that look inside.
+
+use vstar::data::Dataset;
+use vstar::device::lockstep::relative_error;
+use vstar::forest::{Forest, PromptAttention};
+use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::sequences::{Window, epoch_order, push_window, windows};
+use vstar::learn::sft::{StepResult, Trainer};
+use vstar::model::layout::parts;
+use vstar::model::optimiser::Update;
+
+pub const CAUSAL: PromptAttention = PromptAttention::Causal;
+
+/// An update with learning rate `lr`, the `step`-th.
+pub fn update(lr: f32, step: u32) -> Update {
+    Update {
+        lr,
+        beta1: 0.9,
+        beta2: 0.98,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        clip_norm: 1.0,
+        step,
+    }
+}
+
+/// One fine-tuning step on documents in parts.
+pub fn sft_step(
+    engine: &mut Engine,
+    data: &Dataset,
+    parts: &[Vec<Window>],
+    attention: PromptAttention,
+    update: &Update,
+) -> StepResult {
+    let pack = |part: &Vec<Window>, forest: &mut Forest, targets: &mut Targets| {
+        for &w in part {
+            let items = &data.train[w.sequence as usize];
+            push_window(&data.catalog, items, w, attention, (forest, targets));
+        }
+    };
+    let mut trainer = Trainer::new(engine, parts.len()).unwrap();
+    trainer.step(engine, parts, pack, update).unwrap()
+}
+
+/// Losses of fine-tuning steps over shuffled documents.
+pub fn fine_tune(
+    engine: &mut Engine,
+    data: &Dataset,
+    attention: PromptAttention,
+    (steps, lr): (u32, f32),
+) -> Vec<f64> {
+    let documents = windows(&data.train, 7, attention);
+    let step = |number: u32| {
+        let order = epoch_order(documents.len(), 3, number);
+        let batch = order.iter().take(16).map(|&i| documents[i as usize]);
+        let part = batch.collect::<Vec<_>>();
+        let result = sft_step(engine, data, &[part], attention, &update(lr, number + 1));
+        assert!(result.finite);
+        result.loss
+    };
+    (0..steps).map(step).collect()
+}
+
+/// The gradient of the last step, tensor by tensor.
+pub fn gradient(engine: &Engine) -> Vec<(String, Vec<f32>)> {
+    let blocks = engine.optimiser.gradient.read().unwrap();
+    let named = parts(engine.layout(), &blocks);
+    named
+        .map(|(name, _, values)| (name.to_string(), values.to_vec()))
+        .collect()
+}
+
+/// The largest relative difference over the tensors.
+pub fn gradient_difference(a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) -> f64 {
+    let pairs = a.iter().zip(b);
+    pairs
+        .map(|((_, a), (_, b))| relative_error(a, b))
+        .fold(0.0, f64::max)
+}
