@@ -251,6 +251,10 @@ fn settings_that_contradict_each_other_are_refused_where_they_were_given() {
         (&["model.kv_heads=3"], "model.kv_heads = 3"),
         (&["sft.batch=4", "sft.accumulate=5"], "sft.accumulate = 5"),
         (&["rl.accumulate=33"], "rl.accumulate = 33"),
+        (
+            &["rl.accumulate=2", "rl.scale_rewards=batch"],
+            "rl.scale_rewards = batch",
+        ),
         (&["sft.min_lr=0.1"], "sft.min_lr = 0.1"),
         (&["rl.min_lr=0.1"], "rl.min_lr = 0.1"),
         (

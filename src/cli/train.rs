@@ -93,12 +93,18 @@ impl Args {
             overrides.push(format!("seed={seed}"));
         }
         overrides.extend_from_slice(&self.overrides);
-        match resumed.as_deref().or(self.config.as_deref()) {
-            Some(file) => Config::load(Some(file), &overrides),
-            // The built-in shop comes with the settings made for it.
-            None if self.data.is_none() => Config::load_text("assets/shop.toml", SHOP, &overrides),
-            None => Config::load(None, &overrides),
+        let file = resumed.as_deref().or(self.config.as_deref());
+        let mut config = Config::load(file, &overrides)?;
+        // The built-in shop comes with the settings made for it.
+        if file.is_none() && config.data.path.is_empty() {
+            config = Config::load_text("assets/shop.toml", SHOP, &overrides)?;
         }
+        for path in [&mut config.model.init, &mut config.reward.value_table] {
+            if !path.is_empty() {
+                *path = absolute(Path::new(path))?;
+            }
+        }
+        Ok(config)
     }
 }
 

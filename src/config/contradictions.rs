@@ -1,6 +1,6 @@
 //! Settings that are each allowed but do not go together.
 
-use super::Config;
+use super::{Config, ScaleRewards};
 
 /// A rule that spans several settings.
 struct Rule {
@@ -50,7 +50,7 @@ impl Config {
         ]
     }
 
-    fn training_rules(&self) -> [Rule; 7] {
+    fn training_rules(&self) -> [Rule; 8] {
         let (sft, rl, reward) = (&self.sft, &self.rl, &self.reward);
         let rewards = [
             reward.rule,
@@ -106,6 +106,14 @@ impl Config {
                 problem: format!(
                     "rl.value_warmup_steps = {} would train nothing, as rl.value_weight = 0: set it to 0",
                     rl.value_warmup_steps
+                ),
+            },
+            Rule {
+                broken: rl.accumulate > 1 && rl.scale_rewards == ScaleRewards::Batch,
+                keys: &["rl.accumulate", "rl.scale_rewards"],
+                problem: format!(
+                    "rl.accumulate = {} runs a batch in parts, whose common deviation rl.scale_rewards = batch needs at once: set one of them to its default",
+                    rl.accumulate
                 ),
             },
             Rule {
