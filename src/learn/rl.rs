@@ -129,12 +129,17 @@ pub fn run(
     )?;
     let mut policy = Policy::new(engine, config, part(config), data.catalog.levels())?;
     let judge = Judge::new(config, data)?;
+    let total = limit.total((rl.prompts * searcher.budget()) as u64);
     let rate = LearningRate {
         schedule: rl.schedule,
         peak: rl.lr,
         floor: rl.min_lr,
         warmup: rl.warmup_steps as u64,
-        total: rl.steps as u64,
+        // A stage that ends by tokens has the whole schedule too; `rl.max_steps` cuts one off.
+        total: match limit.decode_tokens {
+            Some(_) => total,
+            None => rl.steps as u64,
+        },
     };
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
