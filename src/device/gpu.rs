@@ -167,7 +167,7 @@ impl Gpu {
         if let Some(found) = state.pipelines.get(kernel.name) {
             return Ok(found.clone());
         }
-        let source = crate::kernels::expand_includes(kernel.source)
+        let source = super::shader::expand_includes(kernel.source)
             .with_context(|| format!("kernel {}", kernel.name))?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {

@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
 pub mod report;
+pub mod shader;
 pub mod stream;
 pub mod trial;
 

@@ -38,7 +38,7 @@ pub struct Param {
 pub struct Kernel {
     /// Unique; `NAME` or `NAME_form` of `shaders/NAME.wgsl`.
     pub name: &'static str,
-    /// WGSL text, includes not yet expanded (see [`crate::kernels::expand_includes`]).
+    /// WGSL text, includes not yet expanded (see [`super::shader::expand_includes`]).
     pub source: &'static str,
     pub entry: &'static str,
     /// Override constants of this form.

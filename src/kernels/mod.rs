@@ -33,7 +33,7 @@ pub mod tree_tables;
 pub mod ved_select;
 
 use crate::device::Kernel;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use harness::Harness;
 
 /// Every kernel in every form, for `vstar validate` and the tests that compare shaders with their host side.
@@ -118,36 +118,6 @@ pub static CASES: &[(&str, Cases)] = &[
     ("ved_select", ved_select::cases),
 ];
 
-/// Text that shaders may include with a line `//!include NAME`.
-const INCLUDES: &[(&str, &str)] = &[
-    ("grid", include_str!("../../shaders/shared/grid.wgsl")),
-    ("grow", include_str!("../../shaders/shared/grow.wgsl")),
-    ("keys", include_str!("../../shaders/shared/keys.wgsl")),
-    ("rng", include_str!("../../shaders/shared/rng.wgsl")),
-    ("rows", include_str!("../../shaders/shared/rows.wgsl")),
-    ("search", include_str!("../../shaders/shared/search.wgsl")),
-    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
-];
-
-/// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
-pub fn expand_includes(source: &str) -> Result<String> {
-    let mut out = String::with_capacity(source.len() + 1024);
-    for line in source.lines() {
-        match line.strip_prefix("//!include ") {
-            Some(name) => {
-                let (_, text) = INCLUDES
-                    .iter()
-                    .find(|(known, _)| *known == name.trim())
-                    .ok_or_else(|| anyhow!("unknown include `{}`", name.trim()))?;
-                out.push_str(text);
-            }
-            None => out.push_str(line),
-        }
-        out.push('\n');
-    }
-    Ok(out)
-}
-
 /// Declares a kernel's parameter struct once: the `repr(C)` Pod the host fills and the list the shader is checked
 /// against. Fields are 4-byte scalars, so WGSL's uniform layout and `repr(C)` agree.
 #[macro_export]
@@ -187,6 +157,7 @@ macro_rules! bindings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::shader::expand_includes;
     use crate::device::{Access, Type};
     use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
 
@@ -310,10 +281,5 @@ mod tests {
             source: Box::leak(swapped.into_boxed_str()),
             ..fill::FILL
         });
-    }
-
-    #[test]
-    fn unknown_includes_are_errors() {
-        assert!(expand_includes("//!include nowhere\n").is_err());
     }
 }

@@ -1,0 +1,46 @@
+//! Shader text as a driver gets it: includes expanded.
+
+use anyhow::{Result, anyhow};
+
+/// Text that shaders may include with a line `//!include NAME`.
+const INCLUDES: &[(&str, &str)] = &[
+    ("grid", include_str!("../../shaders/shared/grid.wgsl")),
+    ("grow", include_str!("../../shaders/shared/grow.wgsl")),
+    ("keys", include_str!("../../shaders/shared/keys.wgsl")),
+    ("rng", include_str!("../../shaders/shared/rng.wgsl")),
+    ("rows", include_str!("../../shaders/shared/rows.wgsl")),
+    ("search", include_str!("../../shaders/shared/search.wgsl")),
+    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
+];
+
+/// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
+pub fn expand_includes(source: &str) -> Result<String> {
+    let mut out = String::with_capacity(source.len() + 1024);
+    for line in source.lines() {
+        match line.strip_prefix("//!include ") {
+            Some(name) => {
+                let (_, text) = INCLUDES
+                    .iter()
+                    .find(|(known, _)| *known == name.trim())
+                    .ok_or_else(|| anyhow!("unknown include `{}`", name.trim()))?;
+                out.push_str(text);
+            }
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn includes_are_replaced_and_unknown_ones_are_errors() {
+        let text = expand_includes("//!include grid\nfn main() {}\n").unwrap();
+        assert!(text.contains("fn group_number") && text.contains("fn main"));
+        let error = expand_includes("//!include nowhere\n").unwrap_err();
+        assert!(error.to_string().contains("nowhere"));
+    }
+}
