@@ -143,7 +143,6 @@ pub fn run(
     };
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
-    let total = limit.total((rl.prompts * searcher.budget()) as u64);
     context.progress.stage(stage.name(), state.step, total);
     if state.step == 0 && state.best_metric.is_none() {
         let before = validate(&engine.model)?;
@@ -155,40 +154,17 @@ pub fn run(
     while !limit.reached(&state) && !stopped(&state) {
         let started = Instant::now();
         let lr = rate.at(state.step);
-        let mut totals = Totals::default();
         let asked = questions(data, &usable, rl.prompts, config.seed, state.step);
-        let mut batches = Vec::with_capacity(rl.accumulate);
-        for (i, asked) in asked.chunks(part(config)).enumerate() {
-            let first = (i * part(config)) as u32;
-            let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
-            let step = state.step as u32;
-            let decoded = searcher.search(&engine.model, &data.catalog, &histories, step, first)?;
-            let mut groups = Groups::default();
-            for (question, found) in asked.iter().zip(&decoded) {
-                let tokens = data.catalog.prompt(question.history);
-                let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
-                groups.push(
-                    &tokens,
-                    candidates,
-                    rl.group,
-                    data.catalog.levels(),
-                    context.attention(),
-                );
-                totals.decode_cost += found.cost as u64;
-            }
-            let rewarded: Vec<_> = asked
-                .iter()
-                .zip(&decoded)
-                .map(|(question, found)| judge.reward(question.target, &found.candidates))
-                .collect();
-            totals.note(&groups, &rewarded, data.catalog.levels());
-            batches.push(Batch::new(
-                groups,
-                &rewarded,
-                rl.group,
-                data.catalog.levels(),
-            ));
-        }
+        let parts = asked.chunks(part(config));
+        let (batches, mut totals) = roll_out(
+            context,
+            config,
+            engine,
+            parts,
+            &mut searcher,
+            &judge,
+            state.step,
+        )?;
         state.decode_tokens += totals.decode_cost;
         let mut norm = 0.0;
         let mut finite = true;
@@ -204,10 +180,8 @@ pub fn run(
                 step: (applied + 1) as u32,
             };
             let value_only = state.step < rl.value_warmup_steps as u64;
-            let result = {
-                let flags = (number == 0, value_only);
-                policy.update(engine, reference.as_ref(), &batches, &update, flags)?
-            };
+            let flags = (number == 0, value_only);
+            let result = policy.update(engine, reference.as_ref(), &batches, &update, flags)?;
             totals.policy = result.metrics;
             norm = result.grad_norm;
             finite &= result.finite;
@@ -265,6 +239,39 @@ pub fn run(
         context.restore_weights(&engine.model, &best)?;
     }
     Ok(state)
+}
+
+/// Decodes and rewards the questions of a step, part by part, and packs each part's candidates as trees.
+fn roll_out<'q>(
+    context: &Context,
+    config: &Config,
+    engine: &Engine,
+    parts: impl Iterator<Item = &'q [Question<'q>]>,
+    searcher: &mut Searcher,
+    judge: &Judge,
+    step: u64,
+) -> Result<(Vec<Batch>, Totals)> {
+    let (catalog, group) = (&context.data.catalog, config.rl.group);
+    let levels = catalog.levels();
+    let (mut batches, mut totals) = (Vec::new(), Totals::default());
+    let mut first = 0;
+    for asked in parts {
+        let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
+        let decoded = searcher.search(&engine.model, catalog, &histories, step as u32, first)?;
+        first += asked.len() as u32;
+        let mut groups = Groups::default();
+        let mut rewarded = Vec::with_capacity(asked.len());
+        for (question, found) in asked.iter().zip(&decoded) {
+            let prompt = catalog.prompt(question.history);
+            let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
+            groups.push(&prompt, candidates, group, levels, context.attention());
+            rewarded.push(judge.reward(question.target, &found.candidates));
+            totals.decode_cost += found.cost as u64;
+        }
+        totals.note(&groups, &rewarded, levels);
+        batches.push(Batch::new(groups, &rewarded, group, levels));
+    }
+    Ok((batches, totals))
 }
 
 const REFERENCE: &str = "reference.safetensors";
