@@ -106,11 +106,6 @@ impl Trie {
         self.level_begin[depth]..self.level_begin[depth + 1]
     }
 
-    /// The depth of `node`.
-    pub fn level_of(&self, node: u32) -> usize {
-        self.level_begin.partition_point(|&begin| begin <= node) - 1
-    }
-
     /// The child edges of `node`.
     fn edges(&self, node: u32) -> Range<usize> {
         self.child_begin[node as usize] as usize..self.child_begin[node as usize + 1] as usize
@@ -134,12 +129,6 @@ impl Trie {
         tokens
             .iter()
             .try_fold(Self::ROOT, |node, &token| self.child(node, token))
-    }
-
-    /// The largest number of children of any node.
-    pub fn max_fanout(&self) -> usize {
-        let fanout = |node: usize| self.child_begin[node + 1] - self.child_begin[node];
-        (0..self.nodes()).map(fanout).max().unwrap_or(0) as usize
     }
 
     /// The branching at each depth `0 .. L`.
@@ -177,10 +166,10 @@ mod tests {
         assert_eq!(trie.children(2).collect::<Vec<_>>(), [(4, 4), (5, 5)]);
         assert_eq!(trie.children(6).len(), 0);
         assert_eq!(
-            [0, 1, 2, 3, 5, 6, 9].map(|n| trie.level_of(n)),
-            [0, 1, 1, 2, 2, 3, 3]
+            [0, 1, 2, 3].map(|depth| trie.level(depth)),
+            [0..1, 1..3, 3..6, 6..10]
         );
-        assert_eq!(trie.max_fanout(), 2);
+        assert_eq!(trie.shape().iter().map(|s| s.max_children).max(), Some(2));
         let shape = trie.shape();
         assert_eq!((shape[1].nodes, shape[1].max_children), (2, 2));
         assert_eq!(
@@ -206,7 +195,7 @@ mod tests {
         for (index, sid) in sids.iter().enumerate() {
             let leaf = trie.walk(sid).unwrap();
             assert_eq!(trie.sid_of(leaf), Some(index as u32));
-            assert_eq!(trie.level_of(leaf), levels);
+            assert!(trie.level(levels).contains(&leaf));
         }
         // Every word over the alphabet that is not an SID is refused.
         let all = codes.pow(levels as u32);

@@ -1,7 +1,7 @@
 //! The GPU device: encodes streams with wgpu. Pipelines are made once per kernel, bind groups once per
 //! (kernel, buffers); after the first step of a run nothing is created.
 
-use super::stream::Launch;
+use super::stream::{Launch, MAX_BINDINGS};
 use super::{Access, Counters, Device, DeviceInfo, Kernel, Slice, Stream};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::HashMap;
@@ -23,11 +23,18 @@ pub struct GpuOptions {
     pub exposed: bool,
 }
 
+/// A kernel and the buffers of a launch of it; unused places repeat the first.
+type BindGroupKey = (&'static str, [Slice; MAX_BINDINGS]);
+
+fn bind_group_key(launch: &Launch) -> BindGroupKey {
+    (launch.kernel.name, launch.slices)
+}
+
 struct State {
     buffers: Vec<Option<wgpu::Buffer>>,
     free: Vec<u32>,
     pipelines: HashMap<&'static str, Pipeline>,
-    bind_groups: HashMap<(&'static str, Vec<Slice>), wgpu::BindGroup>,
+    bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     /// Parameter slots of the stream being run.
     uniforms: wgpu::Buffer,
     staging: wgpu::Buffer,
@@ -252,7 +259,7 @@ impl Gpu {
     /// Makes the launch's bind group unless it is cached.
     fn prepare(&self, state: &mut State, launch: &Launch) -> Result<()> {
         let pipeline = self.pipeline(state, launch.kernel)?;
-        let key = (launch.kernel.name, launch.slices().to_vec());
+        let key = bind_group_key(launch);
         if state.bind_groups.contains_key(&key) {
             return Ok(());
         }
@@ -435,7 +442,7 @@ impl Device for Gpu {
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for (i, launch) in stream.launches.iter().enumerate() {
-                let key = (launch.kernel.name, launch.slices().to_vec());
+                let key = bind_group_key(launch);
                 pass.set_pipeline(&state.pipelines[launch.kernel.name].pipeline);
                 pass.set_bind_group(0, &state.bind_groups[&key], &[(i * SLOT_BYTES) as u32]);
                 let [x, y, z] = launch.grid.dimensions();

@@ -98,12 +98,6 @@ impl Harness {
         self.f32(name, &values)
     }
 
-    /// `n` integers below `limit`.
-    pub fn random_below(&mut self, name: &'static str, n: usize, limit: usize) -> TestBuffer {
-        let words: Vec<u32> = (0..n).map(|_| self.draws.below(limit) as u32).collect();
-        self.u32(name, &words)
-    }
-
     /// Runs what was recorded. On a lockstep device this is the comparison of shader and twin.
     pub fn run(&mut self) -> Result<()> {
         self.runs += 1;

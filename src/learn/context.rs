@@ -3,7 +3,6 @@
 use super::engine::Engine;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::device::read_f32;
 use crate::forest::PromptAttention;
 use crate::model::Model;
 use crate::model::checkpoint::{Init, load_blocks, save_blocks};
@@ -158,10 +157,4 @@ impl Record {
             .number("ndcg@10", v.ndcg10)
             .number("value_hr@10", v.value_hr10)
     }
-}
-
-/// [norm, scale, finite] of the step just run.
-pub fn gradient_norm(engine: &Engine) -> Result<(f32, bool)> {
-    let out = read_f32(engine.device(), engine.optimiser.norm())?;
-    Ok((out[0], out[2] == 1.0))
 }

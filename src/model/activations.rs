@@ -75,11 +75,6 @@ impl Arena {
         self.buffers.push(buffer);
         Ok(slice)
     }
-
-    /// Words handed out so far.
-    pub fn words(&self) -> usize {
-        self.buffers.iter().map(Buffer::len).sum()
-    }
 }
 
 impl LayerActs {
@@ -208,11 +203,12 @@ impl Activations {
         slots: usize,
         own: bool,
     ) -> Result<Activations> {
-        let arena = &mut Arena::new(device);
+        let mut arena = Arena::new(device);
         let (t, d) = (tokens, a.hidden);
         let embedded = arena.take("embedded tokens", t * d)?;
         let mut layers: Vec<LayerActs> = Vec::with_capacity(a.layers + 1);
-        for l in 0..=a.layers {
+        // One more than the backbone has: the value head's block.
+        for _ in 0..=a.layers {
             let x_in = layers.last().map_or(embedded, |last| last.x_out);
             let acts = match layers.first() {
                 Some(first) if !own => LayerActs {
@@ -220,12 +216,11 @@ impl Activations {
                     kv: arena.take("key/value cache", slots * a.kv_width())?,
                     ..*first
                 },
-                _ => LayerActs::new(arena, a, t, slots, x_in)?,
+                _ => LayerActs::new(&mut arena, a, t, slots, x_in)?,
             };
             // Shared buffers: a layer writes its output over its input, which only the first addition reads.
             let x_out = if own { acts.x_out } else { embedded };
             layers.push(LayerActs { x_out, ..acts });
-            debug_assert!(l < a.layers || layers.len() == a.layers + 1);
         }
         let hidden = arena.take("hidden states", t * d)?;
         let value_out = arena.take("value block output", t * d)?;
@@ -234,7 +229,7 @@ impl Activations {
             x_out: value_out,
             ..layers.pop().expect("the value head's block")
         };
-        let mut made = Activations {
+        Ok(Activations {
             tokens,
             rows: arena.take("forest rows", t * crate::forest::Row::WORDS)?,
             parent: arena.take("forest parents", slots)?,
@@ -248,14 +243,7 @@ impl Activations {
             fc1: arena.take("fc1 output", t * d)?,
             fc1_act: arena.take("fc1 activation", t * d)?,
             grads: None,
-            arena: Arena::new(device),
-        };
-        std::mem::swap(&mut made.arena, arena);
-        Ok(made)
-    }
-
-    /// Words allocated.
-    pub fn words(&self) -> usize {
-        self.arena.words()
+            arena,
+        })
     }
 }
