@@ -17,7 +17,9 @@ use anyhow::Result;
 use serde::Serialize;
 use std::sync::Arc;
 
-pub use stream::{Access, Args, Binding, Grid, Kernel, Launch, Param, Slice, Stream, Type};
+pub use stream::{
+    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type,
+};
 
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
 pub const ALIGN_WORDS: usize = 64;

@@ -43,10 +43,42 @@ pub struct Kernel {
     pub entry: &'static str,
     /// Override constants of this form.
     pub constants: &'static [(&'static str, f64)],
+    /// Other shader texts of the same operation, with the same parameters and bindings. A GPU uses the one that is
+    /// fastest on it; empty where one text serves every adapter.
+    pub forms: &'static [Form],
     pub params: &'static [Param],
     pub bindings: &'static [Binding],
     /// Computes the same outputs from the same inputs.
     pub twin: fn(&Args),
+    /// The floor of one launch, given its parameter words.
+    pub cost: fn(&[u32]) -> Cost,
+}
+
+/// Another shader text of a kernel.
+pub struct Form {
+    /// Unique within the kernel.
+    pub name: &'static str,
+    pub source: &'static str,
+    pub entry: &'static str,
+    pub constants: &'static [(&'static str, f64)],
+    /// Whether this form can run a launch with these parameter words.
+    pub fits: fn(&[u32]) -> bool,
+    /// Workgroups such a launch needs.
+    pub grid: fn(&[u32]) -> Grid,
+}
+
+/// What a launch cannot do without: arithmetic operations (a fused multiply-add counts two), and bytes if every operand
+/// is read or written once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub operations: u64,
+    pub bytes: u64,
+}
+
+impl Cost {
+    pub fn unstated(_: &[u32]) -> Cost {
+        Cost::default()
+    }
 }
 
 impl std::fmt::Debug for Kernel {

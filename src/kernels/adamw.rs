@@ -8,7 +8,7 @@
 //!
 //! Floor: 14n operations, 28n bytes.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -44,6 +44,7 @@ pub static ADAMW: Kernel = Kernel {
     source: include_str!("../../shaders/adamw.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         param: Out F32,
@@ -53,6 +54,7 @@ pub static ADAMW: Kernel = Kernel {
         norm: In F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`super::grad_norm::finish`] wrote.

@@ -2,7 +2,7 @@
 //!
 //! Floor: 1 operation and 12 bytes per element.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -17,9 +17,11 @@ pub static ADD: Kernel = Kernel {
     source: include_str!("../../shaders/add.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: In F32, z: Out F32],
     twin: add_twin,
+    cost: Cost::unstated,
 };
 
 pub static ADD_IN_PLACE: Kernel = Kernel {
@@ -27,9 +29,11 @@ pub static ADD_IN_PLACE: Kernel = Kernel {
     source: include_str!("../../shaders/add_in_place.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
     twin: add_in_place_twin,
+    cost: Cost::unstated,
 };
 
 /// `z = x + y`, `n` elements.

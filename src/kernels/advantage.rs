@@ -9,7 +9,7 @@
 //! invocation per candidate and per node recomputes its group's moments: cheaper than a second launch.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -37,6 +37,7 @@ pub static ADVANTAGE: Kernel = Kernel {
     source: include_str!("../../shaders/advantage.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         rewards: In F32,
@@ -46,6 +47,7 @@ pub static ADVANTAGE: Kernel = Kernel {
         node_reward: Out F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Length of `advantages`.

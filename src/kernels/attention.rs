@@ -14,7 +14,7 @@ mod twin;
 
 use super::harness::{Harness, TestBuffer};
 use super::rows::{Dims, NONE, Row};
-use crate::device::{Grid, Kernel, Slice, Stream};
+use crate::device::{Cost, Grid, Kernel, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -31,9 +31,11 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/attention.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
     twin: twin::forward,
+    cost: Cost::unstated,
 };
 
 pub static DELTA: Kernel = Kernel {
@@ -41,9 +43,11 @@ pub static DELTA: Kernel = Kernel {
     source: include_str!("../../shaders/attention_delta.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: DeltaParams::FIELDS,
     bindings: bindings![o: In F32, d_o: In F32, delta: Out F32],
     twin: twin::delta,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD_QUERY: Kernel = Kernel {
@@ -51,11 +55,13 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_query.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
     ],
     twin: twin::backward_query,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
@@ -63,11 +69,13 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_key_value.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
     ],
     twin: twin::backward_key_value,
+    cost: Cost::unstated,
 };
 
 /// The widest head: four columns for each of a workgroup's 64 lanes.

@@ -11,7 +11,7 @@
 use super::search::{
     FIXTURE_SLOTS, Fixture, NONE, SearchSlices, Shape, Trie, each_prompt, header, stat,
 };
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -28,12 +28,14 @@ pub static BEAM: Kernel = Kernel {
     source: include_str!("../../shaders/beam.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         top_edge: In U32, top_logp: In F32, trie: In U32,
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Grows every prompt's tree by one level. `inputs`: `top_edge`, `top_logp`, `trie`.

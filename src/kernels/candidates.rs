@@ -12,7 +12,7 @@
 //! Floor: a scan of the tree per candidate; one invocation per prompt.
 
 use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -34,12 +34,14 @@ pub static CANDIDATES: Kernel = Kernel {
     source: include_str!("../../shaders/candidates.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         tree: In U32, stats: In F32, child_logp: In F32, trie: In U32,
         picked: Out U32, scores: Out F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// The buffers of [`candidates`], in the kernel's order.

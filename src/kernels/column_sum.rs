@@ -2,7 +2,7 @@
 //!
 //! Floor: 1 operation and 4 bytes per element of x.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -18,9 +18,11 @@ pub static COLUMN_SUM: Kernel = Kernel {
     source: include_str!("../../shaders/column_sum.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, out: Out F32],
     twin,
+    cost: Cost::unstated,
 };
 
 /// `out[columns] = column sums of x[rows, columns]`, added to what `out` holds if `accumulate`.

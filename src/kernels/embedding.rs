@@ -4,7 +4,7 @@
 //! The host sorts the positions by token (`order`, `starts`, `tokens`), so that each row of the table has one owner:
 //! no atomics, one order of addition. Floor: 8 bytes per element, 1 operation backward.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -27,9 +27,11 @@ pub static EMBEDDING: Kernel = Kernel {
     source: include_str!("../../shaders/embedding.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![table: In F32, rows: In U32, out: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static EMBEDDING_BACKWARD: Kernel = Kernel {
@@ -37,9 +39,11 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/embedding_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: BackwardParams::FIELDS,
     bindings: bindings![d_out: In F32, order: In U32, starts: In U32, tokens: In U32, d_table: Out F32],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 /// `out[tokens, width]` from `table` `[vocabulary, width]` and `rows` `[tokens, 8]`.

@@ -15,7 +15,7 @@
 use super::log_softmax::{row_max, row_sums};
 use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -34,12 +34,14 @@ pub static EXPAND: Kernel = Kernel {
     source: include_str!("../../shaders/expand.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         logits: In F32, value: In F32, entry: In U32, trie: In U32,
         child_logp: Out F32, stats: Out F32, top_edge: Out U32, top_logp: Out F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// The buffers of one [`expand`].

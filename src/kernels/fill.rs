@@ -2,7 +2,7 @@
 //!
 //! Floor: 0 operations, 4 bytes written per element.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -18,9 +18,11 @@ pub static FILL: Kernel = Kernel {
     source: include_str!("../../shaders/fill.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![y: Out U32],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Sets every word of `y` to `value`.

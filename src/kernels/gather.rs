@@ -3,7 +3,7 @@
 //!
 //! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -20,9 +20,11 @@ const fn kernel(name: &'static str, entry: &'static str, twin: fn(&Args)) -> Ker
         source: include_str!("../../shaders/gather.wgsl"),
         entry,
         constants: &[],
+        forms: &[],
         params: Params::FIELDS,
         bindings: bindings![src: In F32, index: In U32, dst: Out F32],
         twin,
+        cost: Cost::unstated,
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Floor: 2n operations, 4n bytes.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
@@ -31,9 +31,11 @@ pub static PARTIAL: Kernel = Kernel {
     source: include_str!("../../shaders/grad_norm_partial.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: PartialParams::FIELDS,
     bindings: bindings![g: In F32, partials: Out F32],
     twin: partial_twin,
+    cost: Cost::unstated,
 };
 
 pub static FINISH: Kernel = Kernel {
@@ -41,9 +43,11 @@ pub static FINISH: Kernel = Kernel {
     source: include_str!("../../shaders/grad_norm.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: FinishParams::FIELDS,
     bindings: bindings![partials: In F32, out: Out F32],
     twin: finish_twin,
+    cost: Cost::unstated,
 };
 
 /// Number of partial sums of a tensor of `n` elements.

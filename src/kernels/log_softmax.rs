@@ -14,7 +14,7 @@
 //! backward 3 NV operations, 8 NV bytes. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
 //! lanes that a small vocabulary does not drown in barriers on software adapters.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::{MASKED, exp};
 use crate::{bindings, params};
@@ -30,6 +30,7 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/log_softmax.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         logits: In F32,
@@ -40,6 +41,7 @@ pub static FORWARD: Kernel = Kernel {
         logp: Out F32,
     ],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -47,6 +49,7 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/log_softmax_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         logits: Out F32,
@@ -56,6 +59,7 @@ pub static BACKWARD: Kernel = Kernel {
         g: In F32,
     ],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 /// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].

@@ -11,7 +11,7 @@
 //! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
 //! [`matmul_cpu`]'s.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -63,9 +63,11 @@ const fn kernel(
         source,
         entry,
         constants: &[],
+        forms: &[],
         params: Params::FIELDS,
         bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
         twin,
+        cost: Cost::unstated,
     }
 }
 

@@ -20,7 +20,7 @@
 //! [`super::reduce::columns`], in a fixed order.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::{math, reduce};
 use crate::{bindings, params};
@@ -78,6 +78,7 @@ pub static OBJECTIVE: Kernel = Kernel {
     source: include_str!("../../shaders/objective.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         logp: In F32,
@@ -90,6 +91,7 @@ pub static OBJECTIVE: Kernel = Kernel {
         terms: Out F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Columns of `terms`, and words of the sums.

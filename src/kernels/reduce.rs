@@ -4,7 +4,7 @@
 //! Floor: 2 operations and 8 bytes, or 1 and 4, per element. One workgroup per sum in a fixed order and no scratch: the
 //! sums of a step have a few thousand terms ([`super::grad_norm`] has the two-stage form for millions).
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
@@ -19,9 +19,11 @@ pub static DOT: Kernel = Kernel {
     source: include_str!("../../shaders/reduce.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, w: In F32, out: Out F32],
     twin,
+    cost: Cost::unstated,
 };
 
 params! {
@@ -33,9 +35,11 @@ pub static COLUMNS: Kernel = Kernel {
     source: include_str!("../../shaders/reduce_columns.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: ColumnParams::FIELDS,
     bindings: bindings![x: In F32, out: Out F32],
     twin: columns_twin,
+    cost: Cost::unstated,
 };
 
 /// Writes the dot product of the first `n` elements of `x` and `w` to `out[0]`.

@@ -9,7 +9,7 @@
 
 use super::harness::Harness;
 use super::math::{dot, fold};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -105,9 +105,11 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: ForwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, y: Out F32, rstd: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -115,9 +117,11 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: BackwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In F32, dx: Out F32],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD_IN_PLACE: Kernel = Kernel {
@@ -125,9 +129,11 @@ pub static BACKWARD_IN_PLACE: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_backward_in_place.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: InPlaceParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, g: Out F32],
     twin: backward_in_place_twin,
+    cost: Cost::unstated,
 };
 
 pub static WEIGHT_PARTIAL: Kernel = Kernel {
@@ -135,9 +141,11 @@ pub static WEIGHT_PARTIAL: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_weight_partial.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: PartialParams::FIELDS,
     bindings: bindings![x: In F32, rstd: In F32, dy: In F32, partial: Out F32],
     twin: weight_partial_twin,
+    cost: Cost::unstated,
 };
 
 pub static WEIGHT_SUM: Kernel = Kernel {
@@ -145,9 +153,11 @@ pub static WEIGHT_SUM: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_weight_sum.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: SumParams::FIELDS,
     bindings: bindings![partial: In F32, dw: Out F32],
     twin: weight_sum_twin,
+    cost: Cost::unstated,
 };
 
 /// Normalises the vectors of `x` into the same places of `y`, whose other words stay; `rstd`: `[rows * per_row]`,

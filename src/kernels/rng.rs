@@ -3,7 +3,7 @@
 //!
 //! Floor: about 40 integer operations, 24 bytes written per index.
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::rng;
 use crate::{bindings, params};
@@ -19,9 +19,11 @@ pub static RNG: Kernel = Kernel {
     source: include_str!("../../shaders/rng.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![words: Out U32, units: Out F32, gumbels: Out F32],
     twin,
+    cost: Cost::unstated,
 };
 
 /// For each index below `n`: the four words (`words` [n, 4]), and the first of them as a uniform (`units` [n]) and as

@@ -9,7 +9,7 @@
 
 use super::harness::Harness;
 use super::rows::{Dims, NONE, Row, records};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -23,9 +23,11 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rope.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, qk: In F32, qkv: In F32, q: Out F32, kv: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -33,9 +35,11 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rope_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, dq: In F32, dkv: In F32, dqkv: Out F32],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 impl Params {

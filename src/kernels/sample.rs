@@ -8,7 +8,7 @@
 //! Floor: two logarithms per child and sample.
 
 use super::search::{FIXTURE_SLOTS, Fixture, SearchSlices, Shape, Trie, each_prompt, header, node};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
 use anyhow::Result;
@@ -26,12 +26,14 @@ pub static SAMPLE: Kernel = Kernel {
     source: include_str!("../../shaders/sample.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         child_logp: In F32, trie: In U32,
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Grows every sample by one token. `inputs`: `child_logp`, `trie`.

@@ -21,7 +21,7 @@
 //! Node `i` of prompt `b` has the cache slot `slot_base + b * M + i`; the root's is never written (its keys and values
 //! are the prompt's).
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::rng::Rng;
 use crate::{bindings, params};
@@ -225,9 +225,11 @@ pub static SEARCH_BEGIN: Kernel = Kernel {
     source: include_str!("../../shaders/search_begin.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![prompt: In U32, tree: Out U32, stats: Out F32, entry: Out U32],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Plants a root for each prompt. `prompt`: u32 `[B, 3]`, its cache slots `[kv_begin, kv_end)` and document id. Writes

@@ -3,7 +3,7 @@
 //!
 //! Floor: one exponential and 8 bytes per element (12 backward).
 
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -19,9 +19,11 @@ pub static SILU: Kernel = Kernel {
     source: include_str!("../../shaders/silu.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static SILU_BACKWARD: Kernel = Kernel {
@@ -29,9 +31,11 @@ pub static SILU_BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/silu_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![x: In F32, dy: In F32, dx: Out F32],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 /// `y = silu(x)`, `n` elements.

@@ -4,7 +4,7 @@
 //! Floor: one exponential and 12 bytes per output element (20 backward).
 
 use super::silu::slope;
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -20,9 +20,11 @@ pub static SWIGLU: Kernel = Kernel {
     source: include_str!("../../shaders/swiglu.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, out: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 pub static SWIGLU_BACKWARD: Kernel = Kernel {
@@ -30,9 +32,11 @@ pub static SWIGLU_BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/swiglu_backward.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, d_out: In F32, d_gate_up: Out F32],
     twin: backward_twin,
+    cost: Cost::unstated,
 };
 
 fn params(rows: usize, f: usize) -> Params {

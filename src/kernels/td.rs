@@ -7,7 +7,7 @@
 //! Floor: about 5 G operations per node, 4 bytes per entry and 40 per node.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::reduce;
 use crate::{bindings, params};
@@ -40,6 +40,7 @@ pub static TD: Kernel = Kernel {
     source: include_str!("../../shaders/td.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         value: In F32,
@@ -51,6 +52,7 @@ pub static TD: Kernel = Kernel {
         terms: Out F32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// What [`td`] writes.

@@ -25,7 +25,7 @@ use super::search::{
     FIXTURE_SLOTS, Fixture, NONE, Prompt, SearchSlices, Shape, Trie, each_prompt, header, node,
     stat,
 };
-use crate::device::{Args, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
 use anyhow::Result;
@@ -52,12 +52,14 @@ pub static VED_SELECT: Kernel = Kernel {
     source: include_str!("../../shaders/ved_select.wgsl"),
     entry: "main",
     constants: &[],
+    forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
         child_logp: In F32, trie: In U32, table: In F32,
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
+    cost: Cost::unstated,
 };
 
 /// Records one round. `inputs`: `child_logp` (`[nodes, fanout]`), `trie`, `table`.

@@ -3,7 +3,7 @@
 //! agree to the bit.
 
 use crate::decode::DecodeModel;
-use crate::device::{Args, Buffer, DeviceRef, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Buffer, Cost, DeviceRef, Grid, Kernel, Slice, Stream};
 use crate::rng::{pcg4d, unit};
 use crate::{bindings, params};
 
@@ -126,9 +126,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }",
     entry: "main",
     constants: &[],
+    forms: &[],
     params: ForwardParams::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, cache: Out U32, hidden: Out F32, value: Out F32],
     twin: forward_twin,
+    cost: Cost::unstated,
 };
 
 fn forward_twin(args: &Args) {
@@ -181,9 +183,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }",
     entry: "main",
     constants: &[],
+    forms: &[],
     params: LogitsParams::FIELDS,
     bindings: bindings![hidden: In F32, logits: Out F32],
     twin: logits_twin,
+    cost: Cost::unstated,
 };
 
 fn logits_twin(args: &Args) {

@@ -1,9 +1,11 @@
 //! The GPU device: encodes streams with wgpu. Pipelines are made once per kernel, bind groups once per
 //! (kernel, buffers); after the first step of a run nothing is created.
 
-use super::stream::{Launch, MAX_BINDINGS};
-use super::{Access, Counters, Device, DeviceInfo, Kernel, Slice, Stream};
+mod pipelines;
+
+use super::{Counters, Device, DeviceInfo, Slice, Stream};
 use anyhow::{Context, Result, anyhow, bail};
+use pipelines::{BindGroupKey, Pipeline, bind_group_key};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -23,13 +25,6 @@ pub struct GpuOptions {
     pub exposed: bool,
 }
 
-/// A kernel and the buffers of a launch of it; unused places repeat the first.
-type BindGroupKey = (&'static str, [Slice; MAX_BINDINGS]);
-
-fn bind_group_key(launch: &Launch) -> BindGroupKey {
-    (launch.kernel.name, launch.slices)
-}
-
 struct State {
     buffers: Vec<Option<wgpu::Buffer>>,
     free: Vec<u32>,
@@ -40,12 +35,6 @@ struct State {
     staging: wgpu::Buffer,
     counters: Counters,
     scratch: Vec<u8>,
-}
-
-#[derive(Clone)]
-struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
 }
 
 pub struct Gpu {
@@ -168,134 +157,6 @@ impl Gpu {
             Some(text) => Err(anyhow!("{}: {text}", self.info.name)),
             None => Ok(()),
         }
-    }
-
-    fn pipeline(&self, state: &mut State, kernel: &'static Kernel) -> Result<Pipeline> {
-        if let Some(found) = state.pipelines.get(kernel.name) {
-            return Ok(found.clone());
-        }
-        let source = super::shader::expand_includes(kernel.source)
-            .with_context(|| format!("kernel {}", kernel.name))?;
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.name),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        };
-        let module = if self.options.checked {
-            self.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: the shaders are this crate's own, and every access is guarded by the launch parameters. The kernel
-            // tests run the same text unchecked, with bindings that reach past each slice (`exposed`) into sentinels: a
-            // write that a guard misses is found there.
-            unsafe {
-                let checks = wgpu::ShaderRuntimeChecks::unchecked();
-                self.device.create_shader_module_trusted(descriptor, checks)
-            }
-        };
-        let mut entries = vec![wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
-                has_dynamic_offset: true,
-                min_binding_size: None,
-            },
-            count: None,
-        }];
-        for (i, binding) in kernel.bindings.iter().enumerate() {
-            entries.push(wgpu::BindGroupLayoutEntry {
-                binding: 1 + i as u32,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: binding.access == Access::In,
-                    },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            });
-        }
-        let layout = self
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(kernel.name),
-                entries: &entries,
-            });
-        let pipeline_layout = self
-            .device
-            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(kernel.name),
-                bind_group_layouts: &[Some(&layout)],
-                immediate_size: 0,
-            });
-        let pipeline = self
-            .device
-            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel.name),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(kernel.entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: kernel.constants,
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            bail!(
-                "kernel {} does not compile on {}: {}",
-                kernel.name,
-                self.info.name,
-                one_line(&error)
-            );
-        }
-        state.counters.pipelines_created += 1;
-        let made = Pipeline { pipeline, layout };
-        state.pipelines.insert(kernel.name, made.clone());
-        Ok(made)
-    }
-
-    /// Makes the launch's bind group unless it is cached.
-    fn prepare(&self, state: &mut State, launch: &Launch) -> Result<()> {
-        let pipeline = self.pipeline(state, launch.kernel)?;
-        let key = bind_group_key(launch);
-        if state.bind_groups.contains_key(&key) {
-            return Ok(());
-        }
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: &state.uniforms,
-                offset: 0,
-                size: wgpu::BufferSize::new(SLOT_BYTES as u64),
-            }),
-        }];
-        for (i, slice) in launch.slices().iter().enumerate() {
-            let buffer = state.buffers[slice.buffer as usize]
-                .as_ref()
-                .expect("buffer is alive");
-            let size = match self.options.exposed {
-                true => None,
-                false => wgpu::BufferSize::new(4 * slice.len as u64),
-            };
-            entries.push(wgpu::BindGroupEntry {
-                binding: 1 + i as u32,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: 4 * slice.offset as u64,
-                    size,
-                }),
-            });
-        }
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(launch.kernel.name),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        state.counters.bind_groups_created += 1;
-        state.bind_groups.insert(key, group);
-        Ok(())
     }
 
     fn wait(&self) -> Result<()> {
