@@ -22,9 +22,8 @@ use vstar::device::gpu::GpuOptions;
 use vstar::device::{Counters, DeviceRef};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Capacity, Engine, Targets};
-use vstar::learn::group::Groups;
-use vstar::learn::judge::Rewarded;
-use vstar::learn::policy::{Batch, Policy};
+use vstar::learn::rl::Stepper;
+use vstar::learn::rollout::{self, Question};
 use vstar::learn::sft::Trainer;
 use vstar::model::checkpoint::Init;
 use vstar::model::optimiser::Update;
@@ -48,7 +47,6 @@ const UPDATE: Update = Update {
     eps: 1e-8,
     weight_decay: 0.05,
     clip_norm: 1.0,
-    step: 1,
 };
 
 fn model(device: &DeviceRef, hidden: usize) -> Model {
@@ -116,14 +114,11 @@ struct Meter<'a> {
 /// Medians, and what the last run asked of the device.
 struct Measured {
     seconds: f64,
-    /// Up to the mark the step returned.
-    first_part: f64,
     counters: [u64; 5],
 }
 
 impl Meter<'_> {
-    /// `f` returns the seconds its first part took.
-    fn measure(&self, mut f: impl FnMut() -> f64) -> Measured {
+    fn measure(&self, mut f: impl FnMut()) -> Measured {
         f();
         let read = |c: Counters| {
             let created = c.pipelines_created + c.bind_groups_created;
@@ -135,11 +130,11 @@ impl Meter<'_> {
                 c.bytes_read_back,
             ]
         };
-        let (mut whole, mut first, mut counters) = (Vec::new(), Vec::new(), [0; 5]);
+        let (mut whole, mut counters) = (Vec::new(), [0; 5]);
         for _ in 0..self.repeat {
             let before = read(self.device.counters());
             let started = Instant::now();
-            first.push(f());
+            f();
             whole.push(started.elapsed().as_secs_f64());
             let after = read(self.device.counters());
             counters = std::array::from_fn(|i| after[i] - before[i]);
@@ -150,7 +145,6 @@ impl Meter<'_> {
         };
         Measured {
             seconds: median(whole),
-            first_part: median(first),
             counters,
         }
     }
@@ -162,8 +156,9 @@ fn sft(meter: &Meter, hidden: usize) -> Measured {
         tokens,
         rows: tokens,
         targets: tokens,
+        slots: 0,
     };
-    let mut engine = Engine::new(model(meter.device, hidden), capacity).expect("buffers");
+    let mut engine = Engine::new(model(meter.device, hidden), capacity, false).expect("buffers");
     let mut trainer = Trainer::new(&engine, 1).expect("buffers");
     let mut rng = Rng::new(1, Stream::Test, 0, 0);
     let mut document = || {
@@ -183,60 +178,35 @@ fn sft(meter: &Meter, hidden: usize) -> Measured {
     meter.measure(|| {
         let result = trainer.step(&mut engine, std::slice::from_ref(&documents), pack, &UPDATE);
         assert!(result.expect("step").finite);
-        0.0
     })
 }
 
 /// A V-STAR step; also returns the tokens run per prompt by decoding and by the update.
 fn rl(meter: &Meter, data: &Dataset, hidden: usize) -> (Measured, [f64; 2]) {
     let config = Config::default();
-    let (group, levels) = (config.rl.group, LEVELS);
-    let nodes = DOCUMENTS * group * levels;
-    let capacity = Capacity {
-        tokens: DOCUMENTS * (1 + HISTORY * levels) + nodes,
-        rows: DOCUMENTS + nodes,
-        targets: nodes,
-    };
-    let mut engine = Engine::new(model(meter.device, hidden), capacity).expect("buffers");
+    let capacity = rollout::capacity(&config, data).expect("capacity");
+    let engine = Engine::new(model(meter.device, hidden), capacity, false).expect("buffers");
     let reference = model(meter.device, hidden);
-    let decoding = Decoding::rollout(&config, data, DOCUMENTS);
-    let mut searcher = Searcher::new(&engine.model, data, &decoding).expect("decoder");
-    let mut policy = Policy::new(&engine, &config, DOCUMENTS, levels).expect("buffers");
+    let mut stepper = Stepper::new(&engine, &config, data).expect("buffers");
     let histories = histories();
-    let asked: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
-    let mut draws = Rng::new(3, Stream::Test, 0, 0);
+    let mut targets = Rng::new(3, Stream::Test, 0, 0);
+    let asked: Vec<Question> = histories
+        .iter()
+        .map(|history| Question {
+            history,
+            target: targets.below(ITEMS) as u32,
+        })
+        .collect();
     let (mut step, mut tokens) = (0, [0.0; 2]);
     let measured = meter.measure(|| {
-        let started = Instant::now();
         step += 1;
-        let found = searcher.search(&engine.model, &data.catalog, &asked, step, 0);
-        let found = found.expect("candidates");
-        let first_part = started.elapsed().as_secs_f64();
-        let mut groups = Groups::default();
-        let mut rewarded = Vec::new();
-        for (history, decoded) in asked.iter().zip(&found) {
-            let candidates = decoded.candidates.iter().map(|c| c.tokens.as_slice());
-            let prompt = data.catalog.prompt(history);
-            groups.push(&prompt, candidates, group, levels, PromptAttention::Causal);
-            let mut random = |n| (0..n).map(|_| draws.normal()).collect();
-            rewarded.push(Rewarded {
-                rewards: random(decoded.candidates.len()),
-                steps: random(decoded.candidates.len() * levels),
-                hit: false,
-            });
-        }
-        let decoded: usize = found.iter().map(|d| 1 + HISTORY * levels + d.cost).sum();
-        tokens = [decoded, groups.forest.len()].map(|n| n as f64 / DOCUMENTS as f64);
-        let batch = Batch::new(groups, &rewarded, group, levels);
-        let updated = policy.update(
-            &mut engine,
-            Some(&reference),
-            &[batch],
-            &UPDATE,
-            (true, false),
-        );
-        assert!(updated.expect("update").finite);
-        first_part
+        let of = (asked.as_slice(), asked.len(), step);
+        let submitted = stepper.submit(&engine, data, of, Some(&reference), (1, &UPDATE, false));
+        let figures = stepper.wait(submitted.expect("step")).expect("figures");
+        assert!(figures.is_finite());
+        let prompts = (DOCUMENTS * (1 + HISTORY * LEVELS)) as f64;
+        tokens =
+            [figures.decode_cost as f64, figures.nodes].map(|n| (prompts + n) / DOCUMENTS as f64);
     });
     (measured, tokens)
 }
@@ -255,7 +225,6 @@ fn ved(meter: &Meter, data: &Dataset, hidden: usize) -> Measured {
         let found = searcher.search(&model, &data.catalog, &asked, 1, 0);
         let found = found.expect("candidates");
         assert!(found.iter().all(|d| d.cost == config.ved.budget));
-        0.0
     })
 }
 
@@ -304,10 +273,8 @@ fn main() {
         report(hidden, "sft", &fine_tuning, remarks);
         let (step, [decoded, trained]) = rl(&meter, &data, hidden);
         let remarks = format!(
-            "{:.2} x sft: decoding {:.2} ({decoded:.0} tokens/prompt), update {:.2} ({trained:.0} tokens/prompt)",
+            "{:.2} x sft: {decoded:.0} tokens/prompt decoded, {trained:.0} trained",
             step.seconds / fine_tuning.seconds,
-            step.first_part / fine_tuning.seconds,
-            (step.seconds - step.first_part) / fine_tuning.seconds,
         );
         report(hidden, "rl", &step, remarks);
         let search = ved(&meter, &data, hidden);

@@ -1,13 +1,12 @@
 // One AdamW step. One invocation per element.
-struct Params {
-    n: u32, beta1: f32, beta2: f32, eps: f32, step_size: f32, decay: f32, inverse_sqrt_correction2: f32
-}
+struct Params { n: u32, beta1: f32, beta2: f32, eps: f32, lr: f32, decay: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> param: array<f32>;
 @group(0) @binding(2) var<storage, read> grad: array<f32>;
 @group(0) @binding(3) var<storage, read_write> m: array<f32>;
 @group(0) @binding(4) var<storage, read_write> v: array<f32>;
-@group(0) @binding(5) var<storage, read> norm: array<f32>;              // [4]: norm, scale, finite, 0
+// norm, scale, finite, updates, and the two bias corrections.
+@group(0) @binding(5) var<storage, read> norm: array<f32>;
 
 //!include grid
 
@@ -23,6 +22,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let v_new = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
     m[i] = m_new;
     v[i] = v_new;
-    let denominator = sqrt(v_new) * p.inverse_sqrt_correction2 + p.eps;
-    param[i] -= p.decay * param[i] + p.step_size * m_new / denominator;
+    let denominator = sqrt(v_new) * norm[5] + p.eps;
+    param[i] -= p.decay * param[i] + p.lr * norm[4] * m_new / denominator;
 }

@@ -1,7 +1,7 @@
 // Forest attention, gradient of keys and values: one workgroup per (row, key/value head), which goes over the (query
 // row, query head) pairs that attend to it in tiles of 64. A lane recomputes one pair's probability and the gradient of
 // its score, then owns columns of dk and dv: no atomics, a fixed order.
-struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32 }
+struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> q: array<f32>;
@@ -77,15 +77,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let shared_by = p.heads / p.kv_heads;
     let key = (2u * row * p.kv_heads + head) * p.head_dim;
     let value = key + p.kv_heads * p.head_dim;
-    let first = rows[row * ROW + Q_BEGIN];
-    let pairs = (rows[row * ROW + Q_END] - first) * shared_by;
+    // Two ranges of queries: near ones, and the tree's where it lies apart.
+    let record = row * ROW;
+    let first = max(rows[record + Q_BEGIN], p.first_query);
+    let near = max(rows[record + Q_END], first) - first;
+    let tree = rows[record + TREE_BEGIN];
+    let pairs = (near + rows[record + TREE_END] - tree) * shared_by;
 
     var dk = vec4<f32>();
     var dv = vec4<f32>();
     for (var base = 0u; base < pairs; base += 64u) {
         let n = base + lane;
         if n < pairs {
-            let query = (first + n / shared_by) * p.heads + head * shared_by + n % shared_by;
+            let i = n / shared_by;
+            let query_row = select(tree + (i - near), first + i, i < near);
+            let query = query_row * p.heads + head * shared_by + n % shared_by;
             let both = pair(query, key, value);
             weights[lane] = both.x;
             slopes[lane] = both.y;

@@ -6,6 +6,7 @@ struct Params { tokens: u32, width: u32 }
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 //!include grid
+//!include rows
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -13,6 +14,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let i = group_number(group, groups) * 256u + lane;
     if i < p.tokens * p.width {
         let t = i / p.width;
-        out[i] = table[rows[t * 8u] * p.width + (i - t * p.width)];
+        out[i] = table[rows[t * ROW] * p.width + (i - t * p.width)];
     }
 }

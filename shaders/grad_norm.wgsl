@@ -1,11 +1,21 @@
-// out = [norm, scale, finite, 0] from the sums of squares in partials. One workgroup.
-struct Params { count: u32, clip: f32 }
+// out = [norm, scale, finite, updates, 1 / (1 - b1^t), 1 / sqrt(1 - b2^t)] from the sums of squares in partials; t is the
+// number of updates, this one included if the gradient is finite. One workgroup.
+struct Params { count: u32, clip: f32, ln_beta1: f32, ln_beta2: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> partials: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
 const LANES = 256u;
 var<workgroup> sums: array<f32, LANES>;
+
+// 1 - exp(x) for x <= 0; by its series where the difference would cancel.
+fn one_minus_exp(x: f32) -> f32 {
+    if x < -0.5 {
+        return 1.0 - exp(x);
+    }
+    return -x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0 * (1.0 + x / 6.0
+        * (1.0 + x / 7.0 * (1.0 + x / 8.0)))))));
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(local_invocation_index) lane: u32) {
@@ -29,9 +39,12 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         if p.clip > 0.0 && finite {
             scale = min(1.0, p.clip / (norm + 1e-6));
         }
+        let t = out[3] + select(0.0, 1.0, finite);
         out[0] = norm;
         out[1] = scale;
         out[2] = select(0.0, 1.0, finite);
-        out[3] = 0.0;
+        out[3] = t;
+        out[4] = 1.0 / one_minus_exp(max(t, 1.0) * p.ln_beta1);
+        out[5] = 1.0 / sqrt(one_minus_exp(max(t, 1.0) * p.ln_beta2));
     }
 }

@@ -17,7 +17,8 @@ pub enum PromptAttention {
 
 /// One token as the kernels see it. It attends to the slots `kv_begin..kv_end` (prompt) and, if `chain` is a slot, to
 /// `chain`, `parent[chain]`, ... until [`NONE`]. Its own key and value go to `slot`. In a packed forest slots are row
-/// numbers and the rows that attend to it are `q_begin..q_end`.
+/// numbers; the rows that attend to it are `q_begin..q_end` and `tree_begin..tree_end`: where a document's tree lies apart
+/// from its prompt, the second range is the tree, for the prompt's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Row {
@@ -29,10 +30,12 @@ pub struct Row {
     pub chain: u32,
     pub q_begin: u32,
     pub q_end: u32,
+    pub tree_begin: u32,
+    pub tree_end: u32,
 }
 
 impl Row {
-    pub const WORDS: usize = 8;
+    pub const WORDS: usize = 10;
 
     /// A row that attends to nothing and that nothing attends to.
     pub const INACTIVE: Row = Row {
@@ -44,7 +47,17 @@ impl Row {
         chain: NONE,
         q_begin: 0,
         q_end: 0,
+        tree_begin: 0,
+        tree_end: 0,
     };
+
+    /// The rows from `first` on that attend to this one.
+    pub fn queries(&self, first: u32) -> [std::ops::Range<u32>; 2] {
+        [
+            self.q_begin.max(first)..self.q_end.max(first),
+            self.tree_begin..self.tree_end,
+        ]
+    }
 }
 
 /// Where a document lies.
@@ -129,6 +142,7 @@ impl Forest {
                 chain: NONE,
                 q_begin: if full { begin as u32 } else { row },
                 q_end: end as u32,
+                ..Row::INACTIVE
             });
             self.parent.push(NONE);
         }
@@ -187,6 +201,7 @@ impl Forest {
                 chain: row,
                 q_begin: row,
                 q_end: row + 1,
+                ..Row::INACTIVE
             });
             self.parent.push(parent_row);
             open.push(row);

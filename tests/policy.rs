@@ -19,90 +19,54 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::Decoded;
-use vstar::decode::search::{Decoding, Searcher};
+use vstar::device::Stream;
 use vstar::device::lockstep::relative_error;
-use vstar::device::{Stream, read_f32};
+use vstar::forest::{Forest, NONE, Node};
 use vstar::learn::context::Validation;
-use vstar::learn::engine::Engine;
-use vstar::learn::group::Groups;
-use vstar::learn::judge::{Judge, Rewarded};
-use vstar::learn::policy::{Batch, Policy, UpdateResult};
-use vstar::learn::rl;
+use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::policy::StepFigures;
+use vstar::learn::rl::{self, Stepper};
+use vstar::learn::rollout::{self, Question};
+use vstar::learn::sequences::push_tree;
 use vstar::model::Model;
 use vstar::model::checkpoint::Init;
 use vstar::model::layout::parts;
 use vstar::run::{Stage, State};
 
-/// A rollout: what was asked, what was found and what it is worth.
-struct Rollout {
-    prompts: Vec<Vec<u32>>,
-    found: Vec<Decoded>,
-    rewarded: Vec<Rewarded>,
+/// The first test users.
+fn questions(data: &Dataset, range: std::ops::Range<usize>) -> Vec<Question<'_>> {
+    let asked = data.test[range].iter();
+    asked
+        .map(|e| Question {
+            history: &e.history,
+            target: e.target,
+        })
+        .collect()
 }
 
-/// Decodes for the first test users and rewards what was found.
-fn rollout(engine: &Engine, config: &Config, data: &Dataset) -> Rollout {
-    let asked = &data.test[..config.rl.prompts];
-    let histories: Vec<&[u32]> = asked.iter().map(|e| &e.history[..]).collect();
-    let decoding = Decoding::rollout(config, data, asked.len());
-    let mut searcher = Searcher::new(&engine.model, data, &decoding).unwrap();
-    let found = searcher.search(&engine.model, &data.catalog, &histories, 0, 0);
-    let found = found.unwrap();
-    let judge = Judge::new(config, data).unwrap();
-    let pairs = asked.iter().zip(&found);
-    Rollout {
-        prompts: histories.iter().map(|h| data.catalog.prompt(h)).collect(),
-        rewarded: pairs
-            .map(|(e, d)| judge.reward(e.target, &d.candidates))
-            .collect(),
-        found,
-    }
-}
-
-impl Rollout {
-    fn groups(&self, range: std::ops::Range<usize>, config: &Config) -> Groups {
-        let mut groups = Groups::default();
-        for (prompt, found) in self.prompts[range.clone()].iter().zip(&self.found[range]) {
-            let candidates = found.candidates.iter().map(|c| &c.tokens[..]);
-            groups.push(prompt, candidates, config.rl.group, 3, CAUSAL);
-        }
-        groups
-    }
-
-    /// The rollout in parts of `part` prompts.
-    fn batches(&self, part: usize, config: &Config) -> Vec<Batch> {
-        let n = self.prompts.len();
-        let range = |begin: usize| begin..(begin + part).min(n);
-        let batch = |begin: usize| {
-            let groups = self.groups(range(begin), config);
-            Batch::new(groups, &self.rewarded[range(begin)], config.rl.group, 3)
-        };
-        (0..n).step_by(part).map(batch).collect()
-    }
-}
-
-/// One update in parts of `part` prompts.
-fn policy_step(
-    engine: &mut Engine,
+/// One step with one update, in parts as the settings say.
+fn step(
+    engine: &Engine,
     config: &Config,
-    rollout: &Rollout,
-    (part, lr): (usize, f32),
-) -> UpdateResult {
-    let mut policy = Policy::new(engine, config, part, 3).unwrap();
-    let batches = rollout.batches(part, config);
-    let update = update(lr, 1);
-    let result = policy
-        .update(engine, None, &batches, &update, (true, false))
-        .unwrap();
-    assert!(result.finite);
-    result
+    data: &Dataset,
+    asked: &[Question],
+    (lr, value_only): (f32, bool),
+) -> (Stepper, StepFigures) {
+    let mut stepper = Stepper::new(engine, config, data).unwrap();
+    engine.optimiser.set_applied(0).unwrap();
+    let of = (asked, rollout::part(config), 0);
+    let updates = (1, &update(lr), value_only);
+    let submitted = stepper.submit(engine, data, of, None, updates).unwrap();
+    let figures = stepper.wait(submitted).unwrap();
+    assert!(figures.is_finite() && figures.updates == 1);
+    (stepper, figures)
 }
 
 #[test]
 fn a_policy_update_in_parts_has_the_same_gradient() {
     let data = dataset();
     let changes = ["rl.prompts=8", "rl.kl_beta=0"];
-    let variants: [&[&str]; 5] = [
+    let variants: [&[&str]; 6] = [
         &[],
         &["rl.loss=dapo", "rl.scale_rewards=none"],
         &[
@@ -112,59 +76,94 @@ fn a_policy_update_in_parts_has_the_same_gradient() {
         ],
         &["rl.loss=gspo"],
         &["rl.decode=sample"],
+        &["model.recompute=true"],
     ];
     for variant in variants {
         let one = config(&[&changes, variant].concat());
         let eight = config(&[&changes, variant, &["rl.accumulate=8"]].concat());
         let mut engine = engine(&cpu(), &one, &data);
         fine_tune(&mut engine, &data, CAUSAL, (30, 3e-3));
-        let rollout = rollout(&engine, &one, &data);
-        assert!(rollout.rewarded.iter().any(|r| !r.is_flat()), "{variant:?}");
-        let whole = policy_step(&mut engine, &one, &rollout, (8, 0.0));
+        let asked = questions(&data, 0..8);
+        let (_, whole) = step(&engine, &one, &data, &asked, (0.0, false));
+        assert!(whole.flat < 8.0, "{variant:?}");
         let whole_gradient = gradient(&engine);
-        let parts = policy_step(&mut engine, &eight, &rollout, (1, 0.0));
+        let (_, parts) = step(&engine, &eight, &data, &asked, (0.0, false));
         let off = gradient_difference(&whole_gradient, &gradient(&engine));
         assert!(off < 1e-5, "{variant:?}: the gradients differ by {off:.1e}");
-        let (w, p) = (whole.metrics, parts.metrics);
-        let figures = |m: &vstar::learn::policy::PolicyMetrics| {
+        let figures = |f: &StepFigures| {
             [
-                m.objective.sibling,
-                m.value_loss,
-                m.entropy,
-                m.objective.ratio,
+                f.objective.sibling,
+                f.value_loss,
+                f.entropy,
+                f.objective.ratio,
+                f.reward_std as f32,
             ]
         };
+        let off = relative_error(&figures(&whole), &figures(&parts));
+        assert!(off < 1e-5, "{variant:?}: {off:.1e}");
+        let exact = |f: &StepFigures| (f.candidates, f.flat, f.hits, f.nodes, f.decode_cost);
+        assert_eq!(exact(&whole), exact(&parts), "{variant:?}");
+        assert_eq!(whole.sibling_groups, parts.sibling_groups, "{variant:?}");
         assert!(
-            relative_error(&figures(&w), &figures(&p)) < 1e-5,
-            "{variant:?}"
-        );
-        assert!(
-            (w.objective.loss - p.objective.loss).abs() < 1e-5,
+            (whole.objective.loss - parts.objective.loss).abs() < 1e-5,
             "{variant:?}"
         );
         // Weights per prompt are different when a prompt is missing.
-        let fewer = Rollout {
-            prompts: rollout.prompts[1..].to_vec(),
-            found: rollout.found[1..].to_vec(),
-            rewarded: rollout.rewarded.into_iter().skip(1).collect(),
-        };
-        policy_step(&mut engine, &eight, &fewer, (1, 0.0));
+        step(&engine, &eight, &data, &asked[1..], (0.0, false));
         assert!(gradient_difference(&whole_gradient, &gradient(&engine)) > 1e-2);
     }
 }
 
+/// The candidates of a rollout as the host packs them: the forest, the targets, and the target that is each candidate's
+/// node at each level [B, G, 3].
+fn packed(
+    data: &Dataset,
+    asked: &[Question],
+    found: &[Decoded],
+) -> (Forest, Targets, Vec<[usize; 3]>) {
+    let (mut forest, mut targets) = (Forest::new(), Targets::default());
+    let mut paths = Vec::new();
+    for (question, found) in asked.iter().zip(found) {
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut own: Vec<[usize; 3]> = Vec::new();
+        for candidate in &found.candidates {
+            let mut parent = NONE;
+            own.push(std::array::from_fn(|l| {
+                let token = candidate.tokens[l];
+                let wanted = Node { token, parent };
+                let node = nodes.iter().position(|n| *n == wanted);
+                let node = node.unwrap_or_else(|| {
+                    nodes.push(wanted);
+                    nodes.len() - 1
+                });
+                parent = node as u32;
+                node
+            }));
+        }
+        let prompt = data.catalog.prompt(question.history);
+        let known = (&mut forest, &mut targets);
+        let rows = push_tree(&prompt, &nodes, CAUSAL, false, known);
+        let target = |node: usize| rows[node].0 as usize;
+        paths.extend(own.into_iter().map(|path| path.map(target)));
+    }
+    (forest, targets, paths)
+}
+
 /// Log-probs of the candidates of a rollout, [B, G].
-fn candidate_log_probs(engine: &mut Engine, rollout: &Rollout, config: &Config) -> Vec<f32> {
-    let groups = rollout.groups(0..rollout.prompts.len(), config);
-    engine.upload(&groups.forest, &groups.targets).unwrap();
+fn candidate_log_probs(
+    engine: &mut Engine,
+    data: &Dataset,
+    asked: &[Question],
+    found: &[Decoded],
+) -> Vec<f32> {
+    let (forest, targets, paths) = packed(data, asked, found);
+    let input = engine.upload(&forest, &targets).unwrap();
     let mut s = Stream::new();
-    engine.forward(&mut s, &engine.model, engine.head.logp.all());
+    engine.forward(&mut s, &input, engine.head.logp.all());
     engine.device().run(&s).unwrap();
-    let logp = read_f32(engine.device(), engine.head.logp.all()).unwrap();
-    let candidates = groups.cand_node.chunks_exact(3);
-    candidates
-        .map(|nodes| nodes.iter().map(|&n| logp[n as usize]).sum())
-        .collect()
+    let logp = engine.head.logp.read_f32().unwrap();
+    let sum = |path: &[usize; 3]| path.iter().map(|&n| logp[n]).sum();
+    paths.iter().map(sum).collect()
 }
 
 #[test]
@@ -175,23 +174,47 @@ fn an_update_lowers_the_objective_and_favours_what_was_rewarded() {
         for device in [cpu(), bare_gpu()] {
             let mut engine = engine(&device, &config, &data);
             fine_tune(&mut engine, &data, CAUSAL, (30, 3e-3));
-            let rollout = rollout(&engine, &config, &data);
-            let before = candidate_log_probs(&mut engine, &rollout, &config);
-            let mut policy = Policy::new(&engine, &config, config.rl.prompts, 3).unwrap();
-            let batches = rollout.batches(config.rl.prompts, &config);
-            let losses = [1, 2].map(|step| {
-                let flags = (step == 1, false);
-                let result = policy.update(&mut engine, None, &batches, &update(2e-4, step), flags);
-                result.unwrap().metrics.objective.loss
-            });
+            let fine_tuned = engine.model.weights.read().unwrap();
+            let asked = questions(&data, 0..config.rl.prompts);
+            let (mut stepper, first) = step(&engine, &config, &data, &asked, (2e-4, false));
+            let (found, rewards) = stepper.rollout.read(&device, 0).unwrap();
+            // The same rollout again, with the weights moved.
+            let mut s = Stream::new();
+            stepper.policy.record(
+                &mut s,
+                &engine,
+                &stepper.rollout,
+                None,
+                (1, asked.len()),
+                &update(0.0),
+                (false, false),
+            );
+            device.run(&s).unwrap();
+            let words = device.read(&stepper.policy.figures(&engine)).unwrap();
+            let second = stepper.policy.parse(&words);
+            let losses = [first.objective.loss, second.objective.loss];
             assert!(losses[1] < losses[0] - 1e-4, "{decode}: {losses:?}");
-            let after = candidate_log_probs(&mut engine, &rollout, &config);
+            let after = candidate_log_probs(&mut engine, &data, &asked, &found);
+            engine.model.weights.write(&fine_tuned).unwrap();
+            let before = candidate_log_probs(&mut engine, &data, &asked, &found);
+            let logp: Vec<f32> = found
+                .iter()
+                .flat_map(|d| &d.candidates)
+                .map(|c| c.logp)
+                .collect();
+            assert!(
+                relative_error(&before, &logp) < 1e-5,
+                "the decoder's log-probs"
+            );
+            let group = config.rl.group;
             let mut gain = 0.0;
-            for (b, rewarded) in rollout.rewarded.iter().enumerate() {
-                let mean = rewarded.rewards.iter().sum::<f32>() / rewarded.rewards.len() as f32;
-                for (g, reward) in rewarded.rewards.iter().enumerate() {
-                    let at = b * config.rl.group + g;
-                    gain += (reward - mean) * (after[at] - before[at]);
+            for (rewards, (after, before)) in rewards
+                .chunks_exact(group)
+                .zip(after.chunks_exact(group).zip(before.chunks_exact(group)))
+            {
+                let mean = rewards.iter().sum::<f32>() / group as f32;
+                for (reward, (after, before)) in rewards.iter().zip(after.iter().zip(before)) {
+                    gain += (reward - mean) * (after - before);
                 }
             }
             assert!(gain > 0.0, "{decode}: rewarded candidates lost {gain}");
@@ -210,41 +233,42 @@ fn without_siblings_a_beam_search_step_is_grpo() {
     ];
     let config = config(&grpo);
     let mut engine = engine(&cpu(), &config, &data);
-    let rollout = rollout(&engine, &config, &data);
-    policy_step(&mut engine, &config, &rollout, (config.rl.prompts, 0.0));
+    let (b, g) = (config.rl.prompts, config.rl.group);
+    let asked = questions(&data, 0..b);
+    let (stepper, _) = step(&engine, &config, &data, &asked, (0.0, false));
+    let (found, rewards) = stepper.rollout.read(engine.device(), 0).unwrap();
     let got = gradient(&engine);
 
     // GRPO by its formula: at ratio 1, dLoss/dlog-prob of each candidate's token is -A / (B G L).
-    let (b, g) = (config.rl.prompts, config.rl.group);
-    let groups = rollout.groups(0..b, &config);
-    let mut weights = vec![0.0; groups.nodes()];
-    for (candidates, rewarded) in groups.cand_node.chunks_exact(g * 3).zip(&rollout.rewarded) {
-        let rewards = rewarded.rewards.iter().map(|&r| r as f64);
+    let (forest, targets, paths) = packed(&data, &asked, &found);
+    let mut weights = vec![0.0; targets.len()];
+    for (paths, rewards) in paths.chunks_exact(g).zip(rewards.chunks_exact(g)) {
+        let rewards = rewards.iter().map(|&r| r as f64);
         let mean = rewards.clone().sum::<f64>() / g as f64;
         let squares: f64 = rewards.clone().map(|r| (r - mean).powi(2)).sum();
         let deviation = (squares / (g - 1) as f64).sqrt();
-        for (nodes, reward) in candidates.chunks_exact(3).zip(rewards) {
+        for (path, reward) in paths.iter().zip(rewards) {
             let advantage = (reward - mean) / (deviation + 1e-4);
-            for &node in nodes {
-                weights[node as usize] -= advantage / (b * g * 3) as f64;
+            for &node in path {
+                weights[node] -= advantage / (b * g * 3) as f64;
             }
         }
     }
     let weights: Vec<f32> = weights.into_iter().map(|w| w as f32).collect();
-    engine.upload(&groups.forest, &groups.targets).unwrap();
+    let input = engine.upload(&forest, &targets).unwrap();
     engine.head.g.write_f32(&weights).unwrap();
     let mut s = Stream::new();
     Model::clear(&mut s, &engine.optimiser.gradient);
-    engine.forward(&mut s, &engine.model, engine.head.logp.all());
-    engine.backward_head(&mut s);
-    engine.backward_backbone(&mut s);
+    engine.forward(&mut s, &input, engine.head.logp.all());
+    engine.backward_head(&mut s, &input);
+    engine.backward_backbone(&mut s, &input);
     engine.device().run(&s).unwrap();
     let want = gradient(&engine);
     let off = gradient_difference(&want, &got);
     assert!(off < 1e-4, "the gradient is off by {off:.1e}");
 
     let with_siblings = train::config(&[&grpo[..], &["rl.sibling_weight=1"]].concat());
-    policy_step(&mut engine, &with_siblings, &rollout, (b, 0.0));
+    step(&engine, &with_siblings, &data, &asked, (0.0, false));
     assert!(gradient_difference(&want, &gradient(&engine)) > 1e-2);
 }
 
@@ -253,9 +277,9 @@ fn a_detached_value_loss_leaves_the_backbone_alone() {
     let data = dataset();
     let backbone = |changes: &[&str]| {
         let config = config(&[&["rl.kl_beta=0"], changes].concat());
-        let mut engine = engine(&cpu(), &config, &data);
-        let rollout = rollout(&engine, &config, &data);
-        policy_step(&mut engine, &config, &rollout, (config.rl.prompts, 0.0));
+        let engine = engine(&cpu(), &config, &data);
+        let asked = questions(&data, 0..config.rl.prompts);
+        step(&engine, &config, &data, &asked, (0.0, false));
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let (value, backbone): (Vec<_>, Vec<_>) = gradient(&engine)
             .into_iter()
@@ -276,15 +300,11 @@ fn a_detached_value_loss_leaves_the_backbone_alone() {
 fn while_the_value_head_warms_up_the_backbone_rests() {
     let (data, config) = (dataset(), config(&["rl.kl_beta=0"]));
     for value_only in [true, false] {
-        let mut engine = engine(&cpu(), &config, &data);
-        let rollout = rollout(&engine, &config, &data);
+        let engine = engine(&cpu(), &config, &data);
+        let asked = questions(&data, 0..config.rl.prompts);
         let before = engine.model.weights.read().unwrap();
-        let mut policy = Policy::new(&engine, &config, config.rl.prompts, 3).unwrap();
-        let batches = rollout.batches(config.rl.prompts, &config);
         // The update decays weights too, which must not reach a resting backbone either.
-        let flags = (true, value_only);
-        let result = policy.update(&mut engine, None, &batches, &update(1e-3, 1), flags);
-        assert!(result.unwrap().finite);
+        step(&engine, &config, &data, &asked, (1e-3, value_only));
         let after = engine.model.weights.read().unwrap();
         let moved = |head: bool| {
             let [a, b] = [&before, &after].map(|blocks| parts(engine.layout(), blocks));
@@ -300,6 +320,28 @@ fn while_the_value_head_warms_up_the_backbone_rests() {
             "{} tensors moved",
             moved(false)
         );
+    }
+}
+
+/// A step is one submission and one read-back of little; after the first, nothing is made for it.
+#[test]
+fn a_step_is_submitted_whole() {
+    let (data, config) = (dataset(), config(&["rl.updates=2"]));
+    let engine = engine(&bare_gpu(), &config, &data);
+    let reference = engine.model.same_shape().unwrap();
+    let mut stepper = Stepper::new(&engine, &config, &data).unwrap();
+    let asked = questions(&data, 0..config.rl.prompts);
+    for number in 0..3 {
+        let of = (asked.as_slice(), asked.len(), number);
+        let updates = (2, &update(1e-4), false);
+        let submitted = stepper.submit(&engine, &data, of, Some(&reference), updates);
+        let submitted = submitted.unwrap();
+        let c = submitted.counters;
+        assert!(c.submissions <= 4, "{c:?}");
+        assert!(c.bytes_read_back <= 4096, "{c:?}");
+        let made = c.pipelines_created + c.bind_groups_created;
+        assert_eq!(made == 0, number > 0, "{c:?}");
+        assert!(stepper.wait(submitted).unwrap().is_finite());
     }
 }
 

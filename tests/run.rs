@@ -263,6 +263,7 @@ fn a_state_reads_back_to_the_bit() {
         bad_evaluations: 2,
         decode_tokens: 1 << 40,
         skipped_steps: 1,
+        updates: 41,
         elapsed_seconds: 0.1 + 0.2,
         extra,
     };

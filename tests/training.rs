@@ -92,7 +92,7 @@ fn fine_tuning_in_parts_has_the_same_gradient() {
     let cut = |part: usize, of: &[Window]| {
         let mut engine = engine(&cpu(), &config, &data);
         let cut: Vec<Vec<Window>> = of.chunks(part).map(<[Window]>::to_vec).collect();
-        let result = sft_step(&mut engine, &data, &cut, CAUSAL, &update(1e-3, 1));
+        let result = sft_step(&mut engine, &data, &cut, CAUSAL, &update(1e-3));
         (result, gradient(&engine))
     };
     let (whole, whole_gradient) = cut(8, &documents);

@@ -36,23 +36,24 @@ fn run(b: u32, row: u32, new_node: u32, token: u32) {
     let end = tree[header + KV_END];
     let at = node_at(b, new_node);
     let slot = p.slot_base + b * p.nodes + new_node;
-    let record = (b * p.width + row) * RECORD;
+    let record = (b * p.width + row) * ROW;
     rows[record] = token;
     rows[record + 1u] = end - begin + tree[at + DEPTH] - 1u;
     rows[record + 2u] = begin;
     rows[record + 3u] = end;
     rows[record + 4u] = slot;
     rows[record + 5u] = slot;
-    rows[record + 6u] = 0u;
-    rows[record + 7u] = 0u;
+    for (var i = 6u; i < ROW; i++) {
+        rows[record + i] = 0u;
+    }
     entry[2u * (b * p.width + row)] = b * p.nodes + new_node;
     entry[2u * (b * p.width + row) + 1u] = tree[at + TRIE];
 }
 
 // Makes row `row` of prompt b inactive.
 fn idle(b: u32, row: u32) {
-    let record = (b * p.width + row) * RECORD;
-    for (var i = 0u; i < RECORD; i++) {
+    let record = (b * p.width + row) * ROW;
+    for (var i = 0u; i < ROW; i++) {
         rows[record + i] = select(0u, NONE, i == 4u || i == 5u);
     }
     entry[2u * (b * p.width + row)] = NONE;

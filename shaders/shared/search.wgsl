@@ -1,6 +1,8 @@
 // The search state of src/kernels/search.rs: per prompt a header record, then one record per tree node, 8 words each.
 const NONE: u32 = 0xffffffffu;
 const RECORD: u32 = 8u;
+// Words of a forest row (src/forest.rs).
+const ROW: u32 = 10u;
 // Header.
 const KV_BEGIN: u32 = 0u;
 const KV_END: u32 = 1u;

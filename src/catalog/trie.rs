@@ -106,6 +106,13 @@ impl Trie {
         self.level_begin[depth]..self.level_begin[depth + 1]
     }
 
+    /// Nodes per depth, 0 ..= L.
+    pub fn level_sizes(&self) -> Vec<usize> {
+        (0..=self.levels())
+            .map(|depth| self.level(depth).len())
+            .collect()
+    }
+
     /// The child edges of `node`.
     fn edges(&self, node: u32) -> Range<usize> {
         self.child_begin[node as usize] as usize..self.child_begin[node as usize + 1] as usize

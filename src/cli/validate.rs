@@ -379,8 +379,8 @@ mod tests {
         }
         let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
         resting.retain(|name| !ran.contains(name));
-        // The generator's own check, and sampling instead of value-guided decoding.
-        assert_eq!(resting, ["rng", "sample"]);
+        // A reference that moves, the generator's own check, and sampling instead of value-guided decoding.
+        assert_eq!(resting, ["lerp", "rng", "sample"]);
     }
 
     #[test]

@@ -5,15 +5,13 @@ use anyhow::{Result, ensure};
 
 use crate::config::{Arch, Config, PromptAttention};
 use crate::data::{Dataset, LoadOptions};
-use crate::decode::search::{Decoding, Searcher};
 use crate::device::DeviceRef;
 use crate::forest::{self, Forest};
 use crate::learn::engine::{Capacity, Engine, Targets};
-use crate::learn::group::Groups;
-use crate::learn::judge::Judge;
-use crate::learn::policy::{Batch, Policy};
+use crate::learn::rl::Stepper;
+use crate::learn::rollout::{self, Question};
 use crate::learn::sequences::{Window, push_window, windows};
-use crate::learn::{job, rl, sft};
+use crate::learn::{job, sft};
 use crate::model::Model;
 use crate::model::checkpoint::Init;
 use crate::model::optimiser::Update;
@@ -93,8 +91,9 @@ impl Small {
             tokens,
             rows: tokens,
             targets: tokens,
+            slots: 0,
         };
-        let mut engine = Engine::new(self.model(device, 1)?, capacity)?;
+        let mut engine = Engine::new(self.model(device, 1)?, capacity, false)?;
         let documents = windows(&data.train[..DOCUMENTS], data.max_history + 1, attention);
         let parts: Vec<_> = documents[..DOCUMENTS].chunks(PART).collect();
         let pack = |part: &&[Window], forest: &mut Forest, targets: &mut Targets| {
@@ -104,7 +103,7 @@ impl Small {
             }
         };
         let mut trainer = sft::Trainer::new(&engine, parts.len())?;
-        let result = trainer.step(&mut engine, &parts, pack, &update(1))?;
+        let result = trainer.step(&mut engine, &parts, pack, &UPDATE)?;
         ensure!(
             result.finite && result.grad_norm > 0.0,
             "loss {} with a gradient of norm {}",
@@ -117,55 +116,41 @@ impl Small {
     /// A rollout and two updates on it: in the second, policy and rollout differ.
     fn reinforce(&self, device: &DeviceRef) -> Result<()> {
         let (config, data) = (&self.config, &self.data);
-        let (prompts, group) = (config.rl.prompts, config.rl.group);
-        let levels = data.catalog.levels();
-        let mut engine = Engine::new(self.model(device, 1)?, rl::capacity(config, data))?;
+        let capacity = rollout::capacity(config, data)?;
+        let engine = Engine::new(self.model(device, 1)?, capacity, false)?;
         let reference = self.model(device, 2)?;
-        let asked = &data.valid[..prompts];
-
-        let decoding = Decoding::rollout(config, data, prompts);
-        let mut searcher = Searcher::new(&engine.model, data, &decoding)?;
-        let histories: Vec<&[u32]> = asked.iter().map(|e| e.history.as_slice()).collect();
-        let decoded = searcher.search(&engine.model, &data.catalog, &histories, 0, 0)?;
-
-        let judge = Judge::new(config, data)?;
-        let mut groups = Groups::default();
-        let mut rewarded = Vec::new();
-        for (example, found) in asked.iter().zip(&decoded) {
-            let prompt = data.catalog.prompt(&example.history);
-            let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
-            groups.push(&prompt, candidates, group, levels, self.attention());
-            rewarded.push(judge.reward(example.target, &found.candidates));
-        }
+        let asked: Vec<Question> = data.valid[..config.rl.prompts]
+            .iter()
+            .map(|example| Question {
+                history: &example.history,
+                target: example.target,
+            })
+            .collect();
+        let mut stepper = Stepper::new(&engine, config, data)?;
+        let of = (asked.as_slice(), asked.len(), 0);
+        let updates = (2, &UPDATE, false);
+        let submitted = stepper.submit(&engine, data, of, Some(&reference), updates)?;
+        let figures = stepper.wait(submitted)?;
         ensure!(
-            rewarded.iter().all(|r| !r.is_flat()),
-            "a prompt's candidates all have the same reward"
+            figures.flat == 0.0,
+            "{} prompts' candidates all have the same reward",
+            figures.flat
         );
-
-        let batches = [Batch::new(groups, &rewarded, group, levels)];
-        let mut policy = Policy::new(&engine, config, prompts, levels)?;
-        for number in 1..=2 {
-            let flags = (number == 1, false);
-            let update = update(number);
-            let result = policy.update(&mut engine, Some(&reference), &batches, &update, flags)?;
-            ensure!(
-                result.finite && result.grad_norm > 0.0,
-                "update {number}: a gradient of norm {}",
-                result.grad_norm
-            );
-        }
+        ensure!(
+            figures.is_finite() && figures.updates == 2 && figures.grad_norm > 0.0,
+            "{} updates, the last with a gradient of norm {}",
+            figures.updates,
+            figures.grad_norm
+        );
         Ok(())
     }
 }
 
-fn update(step: u32) -> Update {
-    Update {
-        lr: 1e-2,
-        beta1: 0.9,
-        beta2: 0.98,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        clip_norm: 1.0,
-        step,
-    }
-}
+const UPDATE: Update = Update {
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.98,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    clip_norm: 1.0,
+};

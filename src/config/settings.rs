@@ -154,7 +154,7 @@ settings! {
         max_history: usize = 0, 0..=10_000;
     }
 
-    /// The backbone; all but init is ignored where a checkpoint is given
+    /// The backbone; all but the last three is ignored where a checkpoint is given
     model: Model {
         /// Hugging Face layout of a model made from scratch
         arch: Arch = Arch::Llama, ..;
@@ -178,6 +178,8 @@ settings! {
         init_std: f64 = 0.02, TINY..=10.0;
         /// What a prompt token may attend to: the tokens before it, or the whole prompt
         prompt_attention: PromptAttention = PromptAttention::Causal, ..;
+        /// Backward passes compute activations anew instead of keeping them: less memory, more time
+        recompute: bool = false, ..;
         /// Checkpoint folder to start from (config.json, model.safetensors); empty = from scratch
         init: String = String::new(), ..;
     }

@@ -1,12 +1,13 @@
 //! A decoder's buffers, the prefill every method starts with, and the read-back every method ends with.
 
 use super::{
-    Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prompt, TrieBuffers,
+    Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prefill, Prompt,
+    TrieBuffers,
 };
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::forest::{Forest, PromptAttention, Row, Span};
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
 use crate::kernels::expand::{self, Expand, expand};
-use crate::kernels::gather::gather_rows;
 use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
 use crate::kernels::ved_select;
 use crate::rng;
@@ -24,17 +25,19 @@ pub struct Decoder {
     pub(super) plan: Plan,
     pub(super) buffers: Buffers,
     capacity: Capacity,
-    /// Prompts of the last decode.
+    /// The prompts last uploaded: their number, and their rows.
     prompts: usize,
+    tokens: usize,
+    forest: Forest,
 }
 
 /// See [`crate::kernels::search`] for the layouts.
 pub(super) struct Buffers {
-    prompt_rows: Buffer,
     /// Cache slots and document of each prompt.
     prompt_spans: Buffer,
-    /// Row of each prompt's last token.
+    /// Row of each prompt's last token, and that row's record.
     prompt_ends: Buffer,
+    end_rows: Buffer,
     tree: Buffer,
     stats: Buffer,
     rows: Buffer,
@@ -94,7 +97,7 @@ impl Decoder {
         let (levels, goal) = (trie.levels(), plan.goal);
         let rows = prompts * plan.rows();
         let nodes = prompts * plan.nodes;
-        let slots = capacity.tokens + nodes;
+        let slots = capacity.rows() + nodes;
         let (logp_rows, table) = match &config.method {
             Method::Ved(v) => {
                 let [beta, c, a] = [v.beta, v.widen_c, v.widen_a].map(f64::from);
@@ -103,22 +106,21 @@ impl Decoder {
             _ => (rows, vec![0.0]),
         };
         let new = |label: &str, words: usize| Buffer::new(device, label, words);
-        let forward_rows = rows.max(capacity.tokens);
         let tops = rows
             * trie
                 .fanout()
                 .min(plan.widths.iter().copied().max().unwrap_or(1));
         let buffers = Buffers {
-            prompt_rows: new("prompt rows", capacity.tokens * RECORD)?,
             prompt_spans: new("prompt spans", 3 * prompts)?,
             prompt_ends: new("prompt ends", prompts)?,
+            end_rows: new("prompt end rows", prompts * Row::WORDS)?,
             tree: new("search tree", (prompts + nodes) * RECORD)?,
             stats: new("search stats", nodes * STATS)?,
-            rows: new("search rows", rows * RECORD)?,
+            rows: new("search rows", rows * Row::WORDS)?,
             parent: new("parent slots", slots)?,
             entry: new("search entries", 2 * rows.max(prompts))?,
-            hidden: new("decoder hidden states", forward_rows * hidden)?,
-            value: new("decoder values", forward_rows)?,
+            hidden: new("decoder hidden states", rows * hidden)?,
+            value: new("decoder values", rows)?,
             end_hidden: new("prompt end states", prompts * hidden)?,
             end_value: new("prompt end values", prompts)?,
             logits: new("decoder logits", rows.min(chunk_rows(vocab)).max(1) * vocab)?,
@@ -137,6 +139,8 @@ impl Decoder {
             buffers,
             capacity,
             prompts: 0,
+            tokens: 0,
+            forest: Forest::new(),
         })
     }
 
@@ -150,26 +154,90 @@ impl Decoder {
         &self.plan
     }
 
-    /// Records a decode of `prompts`. `step` numbers it in draws. Prompts are uploaded now: run the stream before the next
-    /// call.
+    /// Packs `prompts` into `rows` (at least [`Capacity::rows`] records), where the model finds them; see [`Prefill`].
+    /// Whoever runs the trees afterwards finds there who attends to whom.
     ///
     /// # Errors
     /// No prompts, an empty prompt, or more than the capacity.
-    pub fn decode(
-        &mut self,
-        s: &mut Stream,
-        model: &dyn DecodeModel,
-        prompts: &[Prompt],
-        step: u32,
-    ) -> Result<()> {
-        self.upload(prompts)?;
-        self.prefill(s, model, prompts.iter().map(|p| p.tokens.len()).sum());
+    pub fn upload(&mut self, prompts: &[Prompt], rows: Slice) -> Result<()> {
+        let tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
+        ensure!(
+            !prompts.is_empty()
+                && prompts.len() <= self.capacity.prompts
+                && tokens <= self.capacity.tokens,
+            "cannot decode {} prompts of {tokens} tokens: this decoder holds 1 to {} prompts of {} tokens together",
+            prompts.len(),
+            self.capacity.prompts,
+            self.capacity.tokens
+        );
+        let attention = match self.config.full_prompt {
+            true => PromptAttention::Full,
+            false => PromptAttention::Causal,
+        };
+        self.forest.clear();
+        for prompt in prompts {
+            ensure!(
+                !prompt.tokens.is_empty(),
+                "prompt {} is empty: give it at least one token",
+                prompt.document
+            );
+            self.forest.push_prompt(prompt.tokens, attention);
+        }
+        let documents = &self.forest.documents;
+        let spans = documents.iter().zip(prompts);
+        let spans: Vec<[u32; 3]> = spans
+            .map(|(d, p)| [d.begin as u32, d.end as u32, p.document])
+            .collect();
+        let ends: Vec<u32> = documents.iter().map(|d| d.root() as u32).collect();
+        let end_rows: Vec<Row> = ends.iter().map(|&e| self.forest.rows[e as usize]).collect();
+        self.tokens = tokens.next_multiple_of(ALIGN_WORDS);
+        self.forest.rows.resize(self.tokens, Row::INACTIVE);
+        self.device.write(rows, self.forest.row_words())?;
+        self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
+        self.buffers.prompt_ends.write_u32(&ends)?;
+        self.buffers
+            .end_rows
+            .write_u32(bytemuck::cast_slice(&end_rows))?;
+        self.prompts = prompts.len();
+        Ok(())
+    }
+
+    /// The prompts last uploaded, to `rows`.
+    pub fn prefilled(&self, rows: Slice) -> Prefill {
+        let (on, prompts) = (&self.buffers, self.prompts);
+        Prefill {
+            prompts,
+            rows,
+            tokens: self.tokens,
+            parent: on.parent.all(),
+            ends: on.prompt_ends.first(prompts),
+            end_rows: on.end_rows.first(prompts * Row::WORDS),
+        }
+    }
+
+    /// Where each document of the last upload lies.
+    pub fn documents(&self) -> &[Span] {
+        &self.forest.documents
+    }
+
+    /// Records a decode of the prompts last uploaded, to `rows`. `step` numbers it in draws.
+    pub fn decode(&self, s: &mut Stream, model: &dyn DecodeModel, rows: Slice, step: u32) {
+        self.prefill(s, model, rows);
         self.levels(s, model, step);
         if let Method::Ved(ved) = &self.config.method {
             self.rounds(s, model, ved, step);
         }
         self.select(s);
-        Ok(())
+    }
+
+    /// `picked` and `scores` of the last decode ([`crate::kernels::candidates`]).
+    pub fn found(&self) -> [Slice; 2] {
+        let (levels, goal) = (self.trie.levels(), self.plan.goal);
+        let (words, floats) = (picked_words(levels, goal), goal * (2 + levels));
+        [
+            self.buffers.picked.first(self.prompts * words),
+            self.buffers.scores.first(self.prompts * floats),
+        ]
     }
 
     /// Waits for the last decode and returns what it found for each prompt, in order.
@@ -179,11 +247,7 @@ impl Decoder {
     pub fn read(&self) -> Result<Vec<Decoded>> {
         let (levels, goal) = (self.trie.levels(), self.plan.goal);
         let (words, floats) = (picked_words(levels, goal), goal * (2 + levels));
-        let slices = [
-            self.buffers.picked.first(self.prompts * words),
-            self.buffers.scores.first(self.prompts * floats),
-        ];
-        let read = self.device.read(&slices)?;
+        let read = self.device.read(&self.found())?;
         let scores: &[f32] = bytemuck::cast_slice(&read[1]);
         let decoded = read[0].chunks_exact(words).zip(scores.chunks_exact(floats));
         Ok(decoded.map(|(p, s)| Decoded::parse(p, s, levels)).collect())
@@ -195,71 +259,24 @@ impl Decoder {
 
     /// The first slot of tree nodes.
     pub(super) fn slot_base(&self) -> u32 {
-        self.capacity.tokens as u32
+        self.capacity.rows() as u32
     }
 
     pub(super) fn key(&self) -> u32 {
         rng::key(self.config.seed, rng::Stream::Decode)
     }
 
-    pub(super) fn is_valued(&self) -> bool {
+    /// Whether prompts and nodes have values (VED).
+    pub fn is_valued(&self) -> bool {
         matches!(self.config.method, Method::Ved(_))
     }
 
-    fn upload(&mut self, prompts: &[Prompt]) -> Result<()> {
-        let tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
-        ensure!(
-            !prompts.is_empty()
-                && prompts.len() <= self.capacity.prompts
-                && tokens <= self.capacity.tokens,
-            "cannot decode {} prompts of {tokens} tokens: this decoder holds 1 to {} prompts of {} tokens together",
-            prompts.len(),
-            self.capacity.prompts,
-            self.capacity.tokens
-        );
-        let (mut rows, mut spans, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        for prompt in prompts {
-            ensure!(
-                !prompt.tokens.is_empty(),
-                "prompt {} is empty: give it at least one token",
-                prompt.document
-            );
-            let begin = rows.len() as u32;
-            let end = begin + prompt.tokens.len() as u32;
-            for (position, &token) in (0u32..).zip(prompt.tokens) {
-                let slot = begin + position;
-                let seen = if self.config.full_prompt {
-                    end
-                } else {
-                    slot + 1
-                };
-                rows.push([token, position, begin, seen, slot, u32::MAX, 0, 0]);
-            }
-            spans.push([begin, end, prompt.document]);
-            ends.push(end - 1);
-        }
-        self.buffers.prompt_rows.write_u32(rows.as_flattened())?;
-        self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
-        self.buffers.prompt_ends.write_u32(&ends)?;
-        self.prompts = prompts.len();
-        Ok(())
-    }
-
     /// Runs the prompts, plants a root at each one's end and scores its children.
-    fn prefill(&self, s: &mut Stream, model: &dyn DecodeModel, tokens: usize) {
+    fn prefill(&self, s: &mut Stream, model: &dyn DecodeModel, rows: Slice) {
         let (on, prompts) = (&self.buffers, self.prompts);
-        let width = model.hidden();
-        let value = on.value.first(tokens);
-        let hidden = on.hidden.first(tokens * width);
-        let rows = on.prompt_rows.first(tokens * RECORD);
-        let wanted = self.is_valued().then_some(value);
-        model.forward(s, rows, tokens, on.parent.all(), hidden, wanted);
-        let ends = on.prompt_ends.first(prompts);
-        let end_hidden = on.end_hidden.first(prompts * width);
-        gather_rows(s, hidden, ends, end_hidden, prompts, width);
-        if self.is_valued() {
-            gather_rows(s, value, ends, on.end_value.first(prompts), prompts, 1);
-        }
+        let end_hidden = on.end_hidden.first(prompts * model.hidden());
+        let wanted = self.is_valued().then_some(on.end_value.first(prompts));
+        model.prefill(s, &self.prefilled(rows), end_hidden, wanted);
         let spans = on.prompt_spans.first(3 * prompts);
         let (tree, stats, entry) = (on.tree.all(), on.stats.all(), on.entry.all());
         search_begin(s, spans, tree, stats, entry, prompts, self.plan.nodes);
@@ -294,7 +311,7 @@ impl Decoder {
         let hidden = on.hidden.first(n * model.hidden());
         let value = on.value.first(n);
         let wanted = self.is_valued().then_some(value);
-        let rows = on.rows.first(n * RECORD);
+        let rows = on.rows.first(n * Row::WORDS);
         model.forward(s, rows, n, on.parent.all(), hidden, wanted);
         let batch = Batch {
             hidden,

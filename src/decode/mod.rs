@@ -1,9 +1,10 @@
 //! Trie-constrained decoding (spec 4): beam search, ancestral sampling and value-guided search (VED), batched over
 //! prompts.
 //!
-//! A [`Decoder`] owns the search state on the device. [`Decoder::decode`] records the whole search into a stream;
-//! [`Decoder::read`] brings back the candidates. In between the host neither waits nor looks. Prompt keys and values are
-//! computed once; after that only new tree nodes are run.
+//! A [`Decoder`] owns the search state on the device. [`Decoder::upload`] takes the prompts, [`Decoder::decode`] records the
+//! whole search into a stream; the candidates stay on the device for those who go on there ([`Decoder::found`]), or
+//! [`Decoder::read`] brings them back. In between the host neither waits nor looks. Prompt keys and values are computed
+//! once; after that only new tree nodes are run.
 
 mod decoder;
 mod levels;
@@ -19,7 +20,7 @@ pub use decoder::Decoder;
 pub use plan::Plan;
 pub use trie_buffers::TrieBuffers;
 
-use crate::device::{Slice, Stream};
+use crate::device::{ALIGN_WORDS, Slice, Stream};
 
 /// What decoding needs of a model.
 pub trait DecodeModel {
@@ -29,8 +30,13 @@ pub trait DecodeModel {
     /// d: the width of hidden states.
     fn hidden(&self) -> usize;
 
-    /// Records the backbone, and the value head if `value` is given, over `n` rows (u32 `[n, 8]`, see
-    /// `docs/architecture.md`, token forests). Keys and values go to the model's cache at the rows' slots, of which
+    /// Records the backbone over all prompts, so that their keys and values are in the model's cache. Leaves the hidden
+    /// states after the final norm of each prompt's last token in `hidden` `[B, d]`, and the values there in `value`
+    /// `[B]` if they are wanted.
+    fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>);
+
+    /// Records the backbone, and the value head if `value` is given, over `n` rows of tree nodes
+    /// ([`crate::forest::Row`]). Keys and values go to the model's cache at the rows' slots, of which
     /// there are [`Decoder::slots`]; `parent` (u32 `[slots]`) links a node's slot to its parent's. Leaves the hidden
     /// states after the final norm in `hidden` `[n, d]` and the values in `value` `[n]`.
     fn forward(
@@ -45,6 +51,20 @@ pub trait DecodeModel {
 
     /// Records the logits `[n, V]` of `n` hidden states.
     fn logits(&self, s: &mut Stream, hidden: Slice, n: usize, logits: Slice);
+}
+
+/// The prompts of a decode on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefill {
+    /// B.
+    pub prompts: usize,
+    /// The prompts' rows, packed from row and slot 0 on, with inactive rows up to a multiple of 64.
+    pub rows: Slice,
+    pub tokens: usize,
+    pub parent: Slice,
+    /// u32 `[B]`: each prompt's last row, and `[B, ROW]`: those rows' records.
+    pub ends: Slice,
+    pub end_rows: Slice,
 }
 
 /// How candidates are found.
@@ -117,6 +137,13 @@ pub struct Capacity {
     pub prompts: usize,
     /// Tokens of all prompts together.
     pub tokens: usize,
+}
+
+impl Capacity {
+    /// Rows that so many tokens take, and the first slot of tree nodes: a multiple of 64.
+    pub fn rows(&self) -> usize {
+        self.tokens.next_multiple_of(ALIGN_WORDS)
+    }
 }
 
 /// One prompt of a batch.

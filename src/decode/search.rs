@@ -1,14 +1,16 @@
 //! Decoding histories with a model: a [`Decoder`] and the buffers the model runs in, sized once for a batch.
 
 use super::{
-    Capacity, DecodeConfig, DecodeModel, Decoded, Decoder, Method, Prompt, TrieBuffers, Ved,
+    Capacity, DecodeConfig, DecodeModel, Decoded, Decoder, Method, Plan, Prefill, Prompt,
+    TrieBuffers, Ved,
 };
 use crate::catalog::Catalog;
 use crate::config::{Candidates, Config, EvalDecode, PromptAttention};
 use crate::data::Dataset;
-use crate::device::{Slice, Stream};
-use crate::model::layer::Pass;
-use crate::model::value_head::At;
+use crate::device::{Buffer, Slice, Stream};
+use crate::forest::Row;
+use crate::kernels::gather::gather_rows;
+use crate::model::activations::{Cache, LayerActs};
 use crate::model::{Activations, Model};
 use anyhow::Result;
 use std::sync::Arc;
@@ -78,7 +80,7 @@ impl Decoding {
     }
 
     /// Candidates per prompt.
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         match &self.config.method {
             Method::Beam { width } => *width,
             Method::Sample { count, .. } => *count,
@@ -90,7 +92,12 @@ impl Decoding {
 /// A model in the buffers it decodes in.
 struct Runner<'a> {
     model: &'a Model,
+    /// Where tree nodes are run.
     acts: &'a Activations,
+    /// Where prompts are run; their caches are those of `acts`.
+    prompts: &'a Activations,
+    /// [B, H hd] the value block's queries at the prompts' ends.
+    end_queries: Slice,
 }
 
 impl DecodeModel for Runner<'_> {
@@ -102,6 +109,28 @@ impl DecodeModel for Runner<'_> {
         self.model.architecture.hidden
     }
 
+    fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>) {
+        let (a, acts) = (&self.model.architecture, self.prompts);
+        let n = prompts.prompts;
+        let pass = self
+            .model
+            .pass(prompts.rows, prompts.parent, prompts.tokens);
+        self.model.forward(s, &pass, acts, acts.hidden);
+        gather_rows(s, acts.hidden, prompts.ends, hidden, n, a.hidden);
+        if let Some(value) = value {
+            self.model.value_keys(s, &pass, &acts.value_block);
+            let (queries, at) = (self.end_queries, prompts.ends);
+            gather_rows(s, acts.value_block.q, at, queries, n, a.q_width());
+            let block = LayerActs {
+                x_in: hidden,
+                q: queries,
+                ..self.acts.value_block
+            };
+            let ends = self.model.pass(prompts.end_rows, prompts.parent, n);
+            self.model.value(s, &ends, &block, &self.acts.value, value);
+        }
+    }
+
     fn forward(
         &self,
         s: &mut Stream,
@@ -111,15 +140,15 @@ impl DecodeModel for Runner<'_> {
         hidden: Slice,
         value: Option<Slice>,
     ) {
-        let pass = Pass {
-            rows,
-            parent,
-            ..self.model.pass(self.acts, n)
-        };
+        let pass = self.model.pass(rows, parent, n);
         self.model.forward(s, &pass, self.acts, hidden);
         if let Some(value) = value {
-            self.model
-                .value(s, &pass, self.acts, hidden, At::All, value);
+            let block = LayerActs {
+                x_in: hidden,
+                ..self.acts.value_block
+            };
+            self.model.value_keys(s, &pass, &block);
+            self.model.value(s, &pass, &block, &self.acts.value, value);
         }
     }
 
@@ -130,16 +159,56 @@ impl DecodeModel for Runner<'_> {
 
 /// Decodes batches of histories.
 pub struct Searcher {
-    decoder: Decoder,
+    pub decoder: Decoder,
     acts: Activations,
+    /// The prompts' rows, unless they are run in another's buffers.
+    rows: Buffer,
+    end_queries: Buffer,
     stream: Stream,
     batch: usize,
     width: usize,
 }
 
+/// Slots of a cache that a decoder of these settings needs.
+pub fn slots(data: &Dataset, decoding: &Decoding) -> Result<usize> {
+    let trie = data.catalog.trie();
+    let plan = Plan::new(&decoding.config.method, &trie.level_sizes())?;
+    Ok(capacity(data, decoding).rows() + decoding.batch * plan.nodes)
+}
+
+/// The largest batch of these settings.
+pub fn capacity(data: &Dataset, decoding: &Decoding) -> Capacity {
+    let prompt = 1 + data.max_history * data.catalog.levels();
+    Capacity {
+        prompts: decoding.batch,
+        tokens: decoding.batch * prompt,
+    }
+}
+
 impl Searcher {
     /// For models of `model`'s shape on its device.
     pub fn new(model: &Model, data: &Dataset, decoding: &Decoding) -> Result<Searcher> {
+        Self::build(model, data, decoding, None)
+    }
+
+    /// As [`Searcher::new`], for prompts that run in `prompts`, where training goes on with them; `tokens` rows may be
+    /// run in the searcher's own buffers by others too ([`Searcher::scratch`]).
+    pub fn beside(
+        model: &Model,
+        data: &Dataset,
+        decoding: &Decoding,
+        prompts: &Activations,
+        tokens: usize,
+    ) -> Result<Searcher> {
+        Self::build(model, data, decoding, Some((prompts, tokens)))
+    }
+
+    fn build(
+        model: &Model,
+        data: &Dataset,
+        decoding: &Decoding,
+        beside: Option<(&Activations, usize)>,
+    ) -> Result<Searcher> {
         let (device, a) = (&model.device, &model.architecture);
         let trie = data.catalog.trie();
         let trie = TrieBuffers::new(
@@ -148,11 +217,7 @@ impl Searcher {
             trie.child_token(),
             trie.first_leaf(),
         )?;
-        let prompt = 1 + data.max_history * data.catalog.levels();
-        let capacity = Capacity {
-            prompts: decoding.batch,
-            tokens: decoding.batch * prompt,
-        };
+        let capacity = capacity(data, decoding);
         let decoder = Decoder::new(
             device,
             Arc::new(trie),
@@ -160,10 +225,19 @@ impl Searcher {
             capacity,
             decoding.config.clone(),
         )?;
-        let rows = decoding.batch * decoder.plan().rows();
-        let tokens = capacity.tokens.max(rows);
+        let nodes = decoding.batch * decoder.plan().rows().max(1);
+        let (tokens, cache) = match beside {
+            Some((prompts, tokens)) => (tokens.max(nodes), Cache::Of(prompts)),
+            None => (capacity.rows().max(nodes), Cache::PerLayer(decoder.slots())),
+        };
+        let rows = match beside {
+            Some(_) => 0,
+            None => capacity.rows() * Row::WORDS,
+        };
         Ok(Searcher {
-            acts: Activations::for_inference(device, a, tokens, decoder.slots())?,
+            acts: Activations::for_inference(device, a, tokens, cache)?,
+            rows: Buffer::new(device, "prompt rows", rows)?,
+            end_queries: Buffer::new(device, "end queries", decoding.batch * a.q_width())?,
             decoder,
             stream: Stream::new(),
             batch: decoding.batch,
@@ -186,6 +260,49 @@ impl Searcher {
         self.decoder.plan().budget
     }
 
+    /// The buffers that tree nodes run in: free between decodes.
+    pub fn scratch(&self) -> &Activations {
+        &self.acts
+    }
+
+    /// Uploads histories (items, oldest first) as prompts, to `rows`; the documents from `first` on name them in draws.
+    pub fn upload(
+        &mut self,
+        catalog: &Catalog,
+        histories: &[&[u32]],
+        first: u32,
+        rows: Slice,
+    ) -> Result<()> {
+        let tokens: Vec<Vec<u32>> = histories
+            .iter()
+            .map(|items| catalog.prompt(items))
+            .collect();
+        let prompts: Vec<Prompt> = (first..)
+            .zip(&tokens)
+            .map(|(document, tokens)| Prompt { tokens, document })
+            .collect();
+        self.decoder.upload(&prompts, rows)
+    }
+
+    /// Records a decode of the prompts last uploaded, to `rows`. They run in `prompts`, which thereafter holds what a
+    /// forward pass over them leaves.
+    pub fn record(
+        &self,
+        s: &mut Stream,
+        model: &Model,
+        prompts: &Activations,
+        rows: Slice,
+        step: u32,
+    ) {
+        let runner = Runner {
+            model,
+            acts: &self.acts,
+            prompts,
+            end_queries: self.end_queries.all(),
+        };
+        self.decoder.decode(s, &runner, rows, step);
+    }
+
     /// Candidates for each history (items, oldest first). `step` and the documents from `first` on name the prompts in
     /// draws.
     pub fn search(
@@ -196,22 +313,14 @@ impl Searcher {
         step: u32,
         first: u32,
     ) -> Result<Vec<Decoded>> {
-        let tokens: Vec<Vec<u32>> = histories
-            .iter()
-            .map(|items| catalog.prompt(items))
-            .collect();
-        let prompts: Vec<Prompt> = (first..)
-            .zip(&tokens)
-            .map(|(document, tokens)| Prompt { tokens, document })
-            .collect();
-        let runner = Runner {
-            model,
-            acts: &self.acts,
-        };
-        self.stream.clear();
-        self.decoder
-            .decode(&mut self.stream, &runner, &prompts, step)?;
-        model.device.run(&self.stream)?;
+        let rows = self.rows.all();
+        self.upload(catalog, histories, first, rows)?;
+        let mut s = std::mem::take(&mut self.stream);
+        s.clear();
+        self.record(&mut s, model, &self.acts, rows, step);
+        let ran = model.device.run(&s);
+        self.stream = s;
+        ran?;
         self.decoder.read()
     }
 }

@@ -1,7 +1,7 @@
 //! The CPU device: runs each launch's twin; the twins use the machine's threads (rayon).
 
 use super::stream::MAX_BINDINGS;
-use super::{Args, Counters, Device, DeviceInfo, Slice, Stream};
+use super::{Args, Counters, Device, DeviceInfo, Reading, Slice, Stream, Word};
 use anyhow::{Result, anyhow};
 use std::sync::Mutex;
 
@@ -23,6 +23,12 @@ struct State {
 }
 
 impl State {
+    fn word(&self, word: Word) -> u32 {
+        let memory = self.buffers[word.buffer as usize].as_ref();
+        let lines = &memory.expect("buffer is alive").lines;
+        lines[word.offset as usize / 16].0[word.offset as usize % 16]
+    }
+
     fn pointer(&mut self, slice: Slice) -> *mut u32 {
         let memory = self.buffers[slice.buffer as usize]
             .as_mut()
@@ -106,9 +112,9 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
+    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
         let mut state = self.state.lock().unwrap();
-        Ok(from
+        let words = from
             .iter()
             .map(|&slice| {
                 state.counters.bytes_read_back += 4 * slice.len as u64;
@@ -116,7 +122,8 @@ impl Device for Cpu {
                 // SAFETY: as in `write`.
                 unsafe { std::slice::from_raw_parts(pointer, slice.len as usize) }.to_vec()
             })
-            .collect())
+            .collect();
+        Ok(Reading::here(words))
     }
 
     fn run(&self, stream: &Stream) -> Result<()> {
@@ -127,6 +134,7 @@ impl Device for Cpu {
         let state = &mut *state;
         rayon::scope(|_| {
             for launch in &stream.launches {
+                let launch = &launch.resolved(|word| state.word(word));
                 let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
                 for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
                     *slot = (state.pointer(slice), slice.len as usize);

@@ -1,7 +1,7 @@
 //! Lockstep: every launch runs on two devices from the same bits, and the first whose outputs differ is named. This
 //! is how a user checks a GPU nobody here has seen.
 
-use super::{Access, Counters, Device, DeviceInfo, DeviceRef, Slice, Stream, Type};
+use super::{Access, Counters, Device, DeviceInfo, DeviceRef, Reading, Slice, Stream, Type};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -123,8 +123,8 @@ impl Device for Lockstep {
         self.subject.write(to, data)
     }
 
-    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
-        self.subject.read(from)
+    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
+        self.subject.begin_reading(from)
     }
 
     fn run(&self, stream: &Stream) -> Result<()> {

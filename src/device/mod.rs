@@ -10,6 +10,7 @@ pub mod gpu;
 pub mod lockstep;
 pub mod report;
 pub mod shader;
+pub mod size;
 pub mod stream;
 pub mod trial;
 
@@ -17,8 +18,9 @@ use anyhow::Result;
 use serde::Serialize;
 use std::sync::Arc;
 
+pub use size::{Size, Word};
 pub use stream::{
-    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type,
+    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Pushed, Slice, Stream, Type,
 };
 
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
@@ -62,6 +64,21 @@ pub struct Counters {
     pub bind_groups_created: u64,
 }
 
+impl std::ops::Sub for Counters {
+    type Output = Counters;
+
+    fn sub(self, before: Counters) -> Counters {
+        Counters {
+            submissions: self.submissions - before.submissions,
+            launches: self.launches - before.launches,
+            bytes_uploaded: self.bytes_uploaded - before.bytes_uploaded,
+            bytes_read_back: self.bytes_read_back - before.bytes_read_back,
+            pipelines_created: self.pipelines_created - before.pipelines_created,
+            bind_groups_created: self.bind_groups_created - before.bind_groups_created,
+        }
+    }
+}
+
 /// Something that owns buffers and runs streams. All buffers are arrays of 32-bit words.
 pub trait Device: Send + Sync {
     fn info(&self) -> &DeviceInfo;
@@ -74,13 +91,47 @@ pub trait Device: Send + Sync {
     /// Copies `data` to the start of `to` (at most its length); visible to streams run later.
     fn write(&self, to: Slice, data: &[u32]) -> Result<()>;
 
+    /// Begins to read the words of each slice as all that was submitted leaves them; what is submitted later does not
+    /// change them.
+    fn begin_reading(&self, from: &[Slice]) -> Result<Reading>;
+
     /// Waits for everything submitted and returns the words of each slice, in one round trip.
-    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>>;
+    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
+        self.begin_reading(from)?.wait()
+    }
 
     /// Runs the launches in order. Returns once they are submitted; [`Device::read`] waits for them.
     fn run(&self, stream: &Stream) -> Result<()>;
 
     fn counters(&self) -> Counters;
+}
+
+/// Words on their way to the host.
+pub struct Reading(State);
+
+enum State {
+    Here(Vec<Vec<u32>>),
+    Pending(Box<dyn FnOnce() -> Result<Vec<Vec<u32>>> + Send>),
+}
+
+impl Reading {
+    /// Words that are here.
+    pub fn here(words: Vec<Vec<u32>>) -> Self {
+        Reading(State::Here(words))
+    }
+
+    /// Words that `wait` waits for.
+    pub fn pending(wait: impl FnOnce() -> Result<Vec<Vec<u32>>> + Send + 'static) -> Self {
+        Reading(State::Pending(Box::new(wait)))
+    }
+
+    /// The words of each slice. Errors: the device failed.
+    pub fn wait(self) -> Result<Vec<Vec<u32>>> {
+        match self.0 {
+            State::Here(words) => Ok(words),
+            State::Pending(wait) => wait(),
+        }
+    }
 }
 
 /// A shared device.

@@ -7,6 +7,7 @@ const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("grow", include_str!("../../shaders/shared/grow.wgsl")),
     ("keys", include_str!("../../shaders/shared/keys.wgsl")),
+    ("paths", include_str!("../../shaders/shared/paths.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("search", include_str!("../../shaders/shared/search.wgsl")),

@@ -1,6 +1,7 @@
 //! Kernels, launches and streams: what the model records and a device runs.
 
 use super::ALIGN_WORDS;
+use super::size::{Patch, Size, Value, Word};
 use bytemuck::Pod;
 use std::cell::Cell;
 
@@ -115,6 +116,11 @@ impl Slice {
         }
     }
 
+    /// Without its first `from` words (a multiple of [`ALIGN_WORDS`]).
+    pub fn skip(self, from: usize) -> Slice {
+        self.part(from, self.len as usize - from)
+    }
+
     fn overlaps(self, other: Slice) -> bool {
         self.buffer == other.buffer
             && self.offset < other.offset + other.len
@@ -146,6 +152,8 @@ impl Grid {
 
 pub const MAX_BINDINGS: usize = 8;
 pub const MAX_PARAM_WORDS: usize = 32;
+/// Parameters of one launch that the device may fill in.
+pub const MAX_PATCHES: usize = 4;
 
 /// One kernel call: parameters, buffers, grid.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +162,8 @@ pub struct Launch {
     pub(crate) params: [u32; MAX_PARAM_WORDS],
     pub(crate) slices: [Slice; MAX_BINDINGS],
     pub grid: Grid,
+    /// (parameter word, what the device puts there).
+    patches: [Option<(u8, Patch)>; MAX_PATCHES],
 }
 
 impl Launch {
@@ -163,6 +173,59 @@ impl Launch {
 
     pub fn slices(&self) -> &[Slice] {
         &self.slices[..self.kernel.bindings.len()]
+    }
+
+    pub(super) fn patches(&self) -> impl Iterator<Item = (usize, Patch)> + '_ {
+        let patches = self.patches.iter().flatten();
+        patches.map(|&(index, patch)| (index as usize, patch))
+    }
+
+    /// The launch with its parameters filled in from the device's words.
+    pub(super) fn resolved(&self, read: impl Fn(Word) -> u32) -> Launch {
+        let mut launch = *self;
+        for (index, patch) in self.patches() {
+            launch.params[index] = patch.apply(read(patch.word));
+        }
+        launch
+    }
+
+    /// Whether it may write to `buffer`.
+    pub(super) fn writes(&self, buffer: u32) -> bool {
+        let slices = self.kernel.bindings.iter().zip(&self.slices);
+        slices
+            .into_iter()
+            .any(|(b, slice)| b.access == Access::Out && slice.buffer == buffer)
+    }
+
+    fn patch(&mut self, name: &str, patch: Patch) {
+        let fields = self.kernel.params;
+        let index = fields.iter().position(|p| p.name == name);
+        let index = index.unwrap_or_else(|| panic!("{}: no parameter {name}", self.kernel.name));
+        let free = self.patches.iter_mut().find(|p| p.is_none());
+        *free.expect("few parameters are the device's") = Some((index as u8, patch));
+    }
+}
+
+/// The launch just recorded, if its grid was not empty: names parameters that the device fills in.
+pub struct Pushed<'a>(Option<&'a mut Launch>);
+
+impl Pushed<'_> {
+    /// Parameter `name`, recorded as `size.max`, is `size` when the launch runs.
+    pub fn size(mut self, name: &str, size: Size) -> Self {
+        if let (Some(launch), Some(patch)) = (&mut self.0, size.patch()) {
+            launch.patch(name, patch);
+        }
+        self
+    }
+
+    /// Parameter `name`, recorded as `scale / max(size.max, 1)`, is `scale / max(size, 1)` when the launch runs.
+    pub fn share(mut self, name: &str, scale: f32, size: Size) -> Self {
+        if let (Some(launch), Some(patch)) = (&mut self.0, size.patch()) {
+            let scale = scale.to_bits();
+            let value = Value::Share { scale };
+            launch.patch(name, Patch { value, ..patch });
+        }
+        self
     }
 }
 
@@ -192,9 +255,9 @@ impl Stream {
         params: &P,
         slices: &[Slice],
         grid: Grid,
-    ) {
+    ) -> Pushed<'_> {
         if grid.0 == 0 {
-            return;
+            return Pushed(None);
         }
         let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
         assert_eq!(
@@ -232,10 +295,12 @@ impl Stream {
             params: [0; MAX_PARAM_WORDS],
             slices: [slices[0]; MAX_BINDINGS],
             grid,
+            patches: [None; MAX_PATCHES],
         };
         launch.params[..words.len()].copy_from_slice(words);
         launch.slices[..slices.len()].copy_from_slice(slices);
         self.launches.push(launch);
+        Pushed(self.launches.last_mut())
     }
 }
 

@@ -3,8 +3,8 @@
 //! `g' = scale g`, `m = b1 m + (1 - b1) g'`, `v = b2 v + (1 - b2) g'^2`,
 //! `w -= lr decay w + lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`.
 //!
-//! `scale` and the finite flag come from [`super::grad_norm`], on the device; if the flag is 0 nothing changes. The bias
-//! corrections are computed in f64 on the host.
+//! `scale`, the finite flag and the bias corrections come from [`super::grad_norm`], on the device; if the flag is 0
+//! nothing changes.
 //!
 //! Floor: 14n operations, 28n bytes.
 
@@ -23,8 +23,6 @@ pub struct Hyper {
     pub eps: f32,
     /// Decoupled: multiplied by `lr`, not added to the gradient. 0 for norms and biases.
     pub weight_decay: f32,
-    /// Number of this update, from 1.
-    pub step: u32,
 }
 
 params! {
@@ -33,9 +31,8 @@ params! {
         beta1: f32,
         beta2: f32,
         eps: f32,
-        step_size: f32,
+        lr: f32,
         decay: f32,
-        inverse_sqrt_correction2: f32,
     }
 }
 
@@ -57,7 +54,7 @@ pub static ADAMW: Kernel = Kernel {
     cost: Cost::unstated,
 };
 
-/// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm` [4], what [`super::grad_norm::finish`] wrote.
+/// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm`, what [`super::grad_norm::finish`] wrote.
 pub fn step(
     stream: &mut Stream,
     param: Slice,
@@ -68,16 +65,13 @@ pub fn step(
     hyper: Hyper,
     n: usize,
 ) {
-    assert!(hyper.step >= 1, "AdamW steps count from 1");
-    let correction = |beta: f32| 1.0 - (beta as f64).powf(hyper.step as f64);
     let params = Params {
         n: n as u32,
         beta1: hyper.beta1,
         beta2: hyper.beta2,
         eps: hyper.eps,
-        step_size: (hyper.lr as f64 / correction(hyper.beta1)) as f32,
+        lr: hyper.lr,
         decay: hyper.lr * hyper.weight_decay,
-        inverse_sqrt_correction2: (1.0 / correction(hyper.beta2).sqrt()) as f32,
     };
     let slices = [param, grad, m, v, norm];
     stream.push(&ADAMW, &params, &slices, Grid::cover(n, 256));
@@ -92,6 +86,7 @@ fn twin(args: &Args) {
     if finite == 0.0 {
         return;
     }
+    let (step_size, correction) = (p.lr * norm[4], norm[5]);
     args.f32_mut(0)[..n]
         .par_chunks_mut(CHUNK)
         .zip(args.f32(1)[..n].par_chunks(CHUNK))
@@ -102,8 +97,8 @@ fn twin(args: &Args) {
                 let g = scale * g;
                 *m = p.beta1 * *m + (1.0 - p.beta1) * g;
                 *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
-                let denominator = v.sqrt() * p.inverse_sqrt_correction2 + p.eps;
-                *w -= p.decay * *w + p.step_size * *m / denominator;
+                let denominator = v.sqrt() * correction + p.eps;
+                *w -= p.decay * *w + step_size * *m / denominator;
             }
         });
 }
@@ -114,7 +109,6 @@ const TYPICAL: Hyper = Hyper {
     beta2: 0.95,
     eps: 1e-8,
     weight_decay: 0.3,
-    step: 3,
 };
 
 pub fn cases(h: &mut Harness) -> Result<()> {
@@ -123,7 +117,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let squares: Vec<f32> = m.f64().iter().map(|x| (x * x) as f32).collect();
         let (v, norm) = (
             h.f32("v", &squares),
-            h.f32("norm", &[2.0, 0.5, finite, 0.0]),
+            h.f32("norm", &[2.0, 0.5, finite, 3.0, 3.7, 2.6]),
         );
         let state = (param.slice(), m.slice(), v.slice());
         let g = grad.slice();
@@ -163,16 +157,20 @@ mod tests {
         devices::each(|h| {
             let param = h.random("param", N);
             let (m, v) = (h.f32("m", &[0.0; N]), h.f32("v", &[0.0; N]));
-            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &[0.0; 4]));
+            let (partials, norm) = (
+                h.f32("partials", &[0.0]),
+                h.f32("norm", &[0.0; grad_norm::WORDS]),
+            );
             let mut want = param.f64();
             let (mut m64, mut v64) = (vec![0.0; N], vec![0.0; N]);
             for t in 1..=5 {
                 let grad = h.random("grad", N);
-                let hyper = Hyper { step: t, ..TYPICAL };
+                let hyper = TYPICAL;
                 let (w, g) = (param.slice(), grad.slice());
                 let s = h.stream();
                 grad_norm::partial(s, g, partials.slice(), 0, N);
-                grad_norm::finish(s, partials.slice(), 1, CLIP, norm.slice());
+                let betas = [hyper.beta1, hyper.beta2];
+                grad_norm::finish(s, partials.slice(), 1, CLIP, betas, norm.slice());
                 step(s, w, g, m.slice(), v.slice(), norm.slice(), hyper, N);
                 h.run().unwrap();
 
@@ -185,8 +183,8 @@ mod tests {
                     let g = scale * g[i];
                     m64[i] = b1 * m64[i] + (1.0 - b1) * g;
                     v64[i] = b2 * v64[i] + (1.0 - b2) * g * g;
-                    let m_hat = m64[i] / (1.0 - b1.powi(t as i32));
-                    let v_hat: f64 = v64[i] / (1.0 - b2.powi(t as i32));
+                    let m_hat = m64[i] / (1.0 - b1.powi(t));
+                    let v_hat: f64 = v64[i] / (1.0 - b2.powi(t));
                     want[i] *= 1.0 - lr * hyper.weight_decay as f64;
                     want[i] -= lr * m_hat / (v_hat.sqrt() + hyper.eps as f64);
                 }
@@ -204,11 +202,15 @@ mod tests {
             values[7] = f32::NAN;
             let (param, grad) = (h.random("param", 300), h.f32("grad", &values));
             let (m, v) = (h.random("m", 300), h.random("v", 300));
-            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &[0.0; 4]));
+            let (partials, norm) = (
+                h.f32("partials", &[0.0]),
+                h.f32("norm", &[0.0; grad_norm::WORDS]),
+            );
             let (w, g) = (param.slice(), grad.slice());
             let s = h.stream();
             grad_norm::partial(s, g, partials.slice(), 0, 300);
-            grad_norm::finish(s, partials.slice(), 1, 1.0, norm.slice());
+            let betas = [TYPICAL.beta1, TYPICAL.beta2];
+            grad_norm::finish(s, partials.slice(), 1, 1.0, betas, norm.slice());
             step(s, w, g, m.slice(), v.slice(), norm.slice(), TYPICAL, 300);
             h.run().unwrap();
             for buffer in [&param, &m, &v] {

@@ -2,7 +2,7 @@
 //!
 //! Floor: 1 operation and 12 bytes per element.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -37,15 +37,19 @@ pub static ADD_IN_PLACE: Kernel = Kernel {
 };
 
 /// `z = x + y`, `n` elements.
-pub fn add(s: &mut Stream, x: Slice, y: Slice, z: Slice, n: usize) {
-    let params = Params { n: n as u32 };
-    s.push(&ADD, &params, &[x, y, z], Grid::cover(n, 256));
+pub fn add(s: &mut Stream, x: Slice, y: Slice, z: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    s.push(&ADD, &params, &[x, y, z], Grid::cover(n.max, 256))
+        .size("n", n);
 }
 
 /// `y += x`, `n` elements.
-pub fn add_in_place(s: &mut Stream, x: Slice, y: Slice, n: usize) {
-    let params = Params { n: n as u32 };
-    s.push(&ADD_IN_PLACE, &params, &[x, y], Grid::cover(n, 256));
+pub fn add_in_place(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    s.push(&ADD_IN_PLACE, &params, &[x, y], Grid::cover(n.max, 256))
+        .size("n", n);
 }
 
 /// Elements per task of the twins.

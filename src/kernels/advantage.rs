@@ -9,7 +9,7 @@
 //! invocation per candidate and per node recomputes its group's moments: cheaper than a second launch.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -51,8 +51,9 @@ pub static ADVANTAGE: Kernel = Kernel {
 };
 
 /// Length of `advantages`.
-pub fn advantages_len(shape: Shape) -> usize {
-    shape.candidates() + shape.nodes
+pub fn advantages_len(shape: impl Into<Shape<Size>>) -> usize {
+    let shape = shape.into();
+    shape.candidates() + shape.nodes.max
 }
 
 /// From `rewards` [B, G] and the candidate tables: `advantages`, the group advantages [B, G] followed by the sibling
@@ -65,19 +66,22 @@ pub fn advantage(
     node_info: Slice,
     advantages: Slice,
     node_reward: Slice,
-    shape: Shape,
+    shape: impl Into<Shape<Size>>,
     scaling: Scaling,
 ) {
+    let shape = shape.into();
     let params = Params {
         prompts: shape.prompts as u32,
         group: shape.group as u32,
         levels: shape.levels as u32,
-        nodes: shape.nodes as u32,
+        nodes: shape.nodes.max as u32,
         scaling: scaling as u32,
     };
     let slices = [rewards, cand_node, node_info, advantages, node_reward];
     let grid = Grid::cover(advantages_len(shape), 64);
-    stream.push(&ADVANTAGE, &params, &slices, grid);
+    stream
+        .push(&ADVANTAGE, &params, &slices, grid)
+        .size("nodes", shape.nodes);
 }
 
 const EPSILON: f32 = 1e-4;

@@ -14,12 +14,19 @@ mod twin;
 
 use super::harness::{Harness, TestBuffer};
 use super::rows::{Dims, NONE, Row};
-use crate::device::{Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
 params! {
     Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32 }
+}
+
+params! {
+    /// Queries before row `first_query` take no part.
+    KeyValueParams {
+        tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32,
+    }
 }
 
 params! {
@@ -70,7 +77,7 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
     entry: "main",
     constants: &[],
     forms: &[],
-    params: Params::FIELDS,
+    params: KeyValueParams::FIELDS,
     bindings: bindings![
         rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
     ],
@@ -82,10 +89,10 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
 pub const MAX_HEAD_DIM: usize = 256;
 
 impl Params {
-    fn new(dims: Dims) -> Self {
+    fn new(dims: Dims<Size>) -> Self {
         assert!(dims.head_dim <= MAX_HEAD_DIM && dims.heads.is_multiple_of(dims.kv_heads));
         Params {
-            tokens: dims.tokens as u32,
+            tokens: dims.tokens.max as u32,
             heads: dims.heads as u32,
             kv_heads: dims.kv_heads as u32,
             head_dim: dims.head_dim as u32,
@@ -105,42 +112,70 @@ pub fn forward(
     kv: Slice,
     o: Slice,
     lse: Slice,
-    dims: Dims,
+    dims: impl Into<Dims<Size>>,
 ) {
+    let dims = dims.into();
     let slices = [rows, parent, q, kv, o, lse];
-    let grid = Grid::cover(dims.tokens * dims.heads, 1);
-    s.push(&FORWARD, &Params::new(dims), &slices, grid);
+    let grid = Grid::cover(dims.tokens.max * dims.heads, 1);
+    s.push(&FORWARD, &Params::new(dims), &slices, grid)
+        .size("tokens", dims.tokens);
 }
 
-/// `dq` (`[T, H hd]`) and `dkv` (`[T, 2 Hk hd]`, by row) from the gradient `d_o` of `o`, both overwritten; `delta`
-/// (`[T, H]`) is scratch. For training forwards: every row's slot is its own index.
-pub fn backward(
-    s: &mut Stream,
-    rows: Slice,
-    parent: Slice,
-    q: Slice,
-    kv: Slice,
-    o: Slice,
-    lse: Slice,
-    d_o: Slice,
-    delta: Slice,
-    dq: Slice,
-    dkv: Slice,
-    dims: Dims,
-) {
-    let params = Params::new(dims);
-    let vectors = dims.tokens * dims.heads;
-    let delta_params = DeltaParams {
-        vectors: vectors as u32,
+/// The buffers of [`backward`], as the forward pass left them, and what it writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward {
+    pub rows: Slice,
+    pub parent: Slice,
+    pub q: Slice,
+    pub kv: Slice,
+    pub o: Slice,
+    pub lse: Slice,
+    /// `[T, H hd]`: the gradient of `o`.
+    pub d_o: Slice,
+    /// `[T, H]`: scratch.
+    pub delta: Slice,
+    /// `[T, H hd]` and `[T, 2 Hk hd]`: overwritten.
+    pub dq: Slice,
+    pub dkv: Slice,
+}
+
+/// `dq` and `dkv` from `d_o`, for training forwards: every row's slot is its own index. Queries before row `first`, a
+/// multiple of [`crate::device::ALIGN_WORDS`], take no part: their `dq` is left alone, and `dkv` of all rows counts the others only.
+pub fn backward(s: &mut Stream, on: Backward, dims: impl Into<Dims<Size>>, first: usize) {
+    let dims = dims.into();
+    let queries = Dims {
+        tokens: dims.tokens.part(first, dims.tokens.max),
+        ..dims
+    };
+    let from = |slice: Slice, width: usize| slice.skip(first * width);
+    let (rows, width) = (from(on.rows, Row::WORDS), dims.q_width());
+    let [q, o, d_o, dq] = [on.q, on.o, on.d_o, on.dq].map(|slice| from(slice, width));
+    let [lse, delta] = [on.lse, on.delta].map(|slice| from(slice, dims.heads));
+    let vectors = queries.tokens * dims.heads;
+    let params = DeltaParams {
+        vectors: vectors.max as u32,
         head_dim: dims.head_dim as u32,
     };
-    let grid = Grid::cover(vectors, 64);
-    s.push(&DELTA, &delta_params, &[o, d_o, delta], grid);
-    let slices = [rows, parent, q, kv, lse, d_o, delta, dq];
-    s.push(&BACKWARD_QUERY, &params, &slices, Grid::cover(vectors, 1));
-    let slices = [rows, q, kv, lse, d_o, delta, dkv];
-    let grid = Grid::cover(dims.tokens * dims.kv_heads, 1);
-    s.push(&BACKWARD_KEY_VALUE, &params, &slices, grid);
+    let grid = Grid::cover(vectors.max, 64);
+    s.push(&DELTA, &params, &[o, d_o, delta], grid)
+        .size("vectors", vectors);
+    let slices = [rows, on.parent, q, on.kv, lse, d_o, delta, dq];
+    let grid = Grid::cover(vectors.max, 1);
+    s.push(&BACKWARD_QUERY, &Params::new(queries), &slices, grid)
+        .size("tokens", queries.tokens);
+    let p = Params::new(dims);
+    let params = KeyValueParams {
+        tokens: p.tokens,
+        heads: p.heads,
+        kv_heads: p.kv_heads,
+        head_dim: p.head_dim,
+        scale: p.scale,
+        first_query: first as u32,
+    };
+    let slices = [on.rows, on.q, on.kv, on.lse, on.d_o, on.delta, on.dkv];
+    let grid = Grid::cover(dims.tokens.max * dims.kv_heads, 1);
+    s.push(&BACKWARD_KEY_VALUE, &params, &slices, grid)
+        .size("tokens", dims.tokens);
 }
 
 /// The buffers of one forward and backward, on random data.
@@ -184,14 +219,20 @@ impl Case {
         forward(s, rows, parent, q, kv, o, lse, self.dims);
     }
 
-    fn backward(&self, s: &mut Stream) {
-        let [rows, parent, q, kv] =
-            [&self.rows, &self.parent, &self.q, &self.kv].map(|b| b.slice());
-        let [o, lse, d_o] = [&self.o, &self.lse, &self.d_o].map(|b| b.slice());
-        let [delta, dq, dkv] = [&self.delta, &self.dq, &self.dkv].map(|b| b.slice());
-        backward(
-            s, rows, parent, q, kv, o, lse, d_o, delta, dq, dkv, self.dims,
-        );
+    fn backward(&self, s: &mut Stream, first: usize) {
+        let on = Backward {
+            rows: self.rows.slice(),
+            parent: self.parent.slice(),
+            q: self.q.slice(),
+            kv: self.kv.slice(),
+            o: self.o.slice(),
+            lse: self.lse.slice(),
+            d_o: self.d_o.slice(),
+            delta: self.delta.slice(),
+            dq: self.dq.slice(),
+            dkv: self.dkv.slice(),
+        };
+        backward(s, on, self.dims, first);
     }
 }
 
@@ -240,7 +281,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             };
             let case = Case::new(h, &rows, &parent, dims);
             case.forward(h.stream());
-            case.backward(h.stream());
+            case.backward(h.stream(), 0);
             h.run()?;
             for buffer in [&case.o, &case.lse, &case.delta, &case.dq, &case.dkv] {
                 h.read_f32(buffer)?;

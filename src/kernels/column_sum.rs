@@ -2,7 +2,7 @@
 //!
 //! Floor: 1 operation and 4 bytes per element of x.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -30,16 +30,18 @@ pub fn column_sum(
     s: &mut Stream,
     x: Slice,
     out: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     columns: usize,
     accumulate: bool,
 ) {
+    let rows = rows.into();
     let params = Params {
-        rows: rows as u32,
+        rows: rows.max as u32,
         columns: columns as u32,
         accumulate: accumulate as u32,
     };
-    s.push(&COLUMN_SUM, &params, &[x, out], Grid::cover(columns, 32));
+    s.push(&COLUMN_SUM, &params, &[x, out], Grid::cover(columns, 32))
+        .size("rows", rows);
 }
 
 /// Columns per task of the twin.

@@ -1,25 +1,22 @@
 //! Token embedding: `out[t, :] = table[token(t), :]` with `token(t)` the first field of row record t (spec 3), and its
 //! gradient `d_table[token, :] += sum of d_out[t, :] over the rows t that hold the token`.
 //!
-//! The host sorts the positions by token (`order`, `starts`, `tokens`), so that each row of the table has one owner:
-//! no atomics, one order of addition. Floor: 8 bytes per element, 1 operation backward.
+//! The rows are sorted by token first ([`super::token_order`]), so that each row of the table has one owner: no atomics,
+//! one order of addition. Floor: 8 bytes per element, 1 operation backward.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
-use crate::kernels::harness::Harness;
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::math::axpy;
+use crate::kernels::token_order;
 use crate::{bindings, params};
 use anyhow::Result;
 use rayon::prelude::*;
 
 /// Words of a row record; the token is the first.
-const RECORD: usize = 8;
+const RECORD: usize = crate::forest::Row::WORDS;
 
 params! {
     Params { tokens: u32, width: u32 }
-}
-
-params! {
-    BackwardParams { distinct: u32, width: u32 }
 }
 
 pub static EMBEDDING: Kernel = Kernel {
@@ -40,41 +37,51 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     entry: "main",
     constants: &[],
     forms: &[],
-    params: BackwardParams::FIELDS,
-    bindings: bindings![d_out: In F32, order: In U32, starts: In U32, tokens: In U32, d_table: Out F32],
+    params: Params::FIELDS,
+    bindings: bindings![d_out: In F32, rows: In U32, order: In U32, d_table: Out F32],
     twin: backward_twin,
     cost: Cost::unstated,
 };
 
-/// `out[tokens, width]` from `table` `[vocabulary, width]` and `rows` `[tokens, 8]`.
-pub fn forward(s: &mut Stream, table: Slice, rows: Slice, out: Slice, tokens: usize, width: usize) {
+/// `out[tokens, width]` from `table` `[vocabulary, width]` and the `rows` of the pass.
+pub fn forward(
+    s: &mut Stream,
+    table: Slice,
+    rows: Slice,
+    out: Slice,
+    tokens: impl Into<Size>,
+    width: usize,
+) {
+    let tokens = tokens.into();
     let params = Params {
-        tokens: tokens as u32,
+        tokens: tokens.max as u32,
         width: width as u32,
     };
-    let grid = Grid::cover(tokens * width, 256);
-    s.push(&EMBEDDING, &params, &[table, rows, out], grid);
+    let grid = Grid::cover(tokens.max * width, 256);
+    s.push(&EMBEDDING, &params, &[table, rows, out], grid)
+        .size("tokens", tokens);
 }
 
-/// `d_table[tokens[u], :] += sum of d_out[order[k], :]` over k in `starts[u] .. starts[u + 1]`, for u below `distinct`.
-/// `order`: u32 positions sorted by token; `starts`: u32 `[distinct + 1]`; `tokens`: u32 `[distinct]`, each once.
+/// `d_table[token, :] += sum of d_out[t, :]` over the rows t that hold the token; `order` is what
+/// [`super::token_order`] wrote.
 pub fn backward(
     s: &mut Stream,
     d_out: Slice,
+    rows: Slice,
     order: Slice,
-    starts: Slice,
-    tokens: Slice,
     d_table: Slice,
-    distinct: usize,
+    tokens: impl Into<Size>,
     width: usize,
 ) {
-    let params = BackwardParams {
-        distinct: distinct as u32,
+    let tokens = tokens.into();
+    let params = Params {
+        tokens: tokens.max as u32,
         width: width as u32,
     };
-    let slices = [d_out, order, starts, tokens, d_table];
-    let grid = Grid::cover(distinct * width, 256);
-    s.push(&EMBEDDING_BACKWARD, &params, &slices, grid);
+    let slices = [d_out, rows, order, d_table];
+    let grid = Grid::cover(tokens.max * width, 256);
+    s.push(&EMBEDDING_BACKWARD, &params, &slices, grid)
+        .size("tokens", tokens);
 }
 
 fn forward_twin(args: &Args) {
@@ -90,73 +97,41 @@ fn forward_twin(args: &Args) {
 
 /// Serial: the rows it writes are not known to be apart, and the loop is bound by memory.
 fn backward_twin(args: &Args) {
-    let p: BackwardParams = args.params();
-    let (distinct, width) = (p.distinct as usize, p.width as usize);
-    let (d_out, order, starts, tokens) = (args.f32(0), args.u32(1), args.u32(2), args.u32(3));
-    let d_table = args.f32_mut(4);
-    for u in 0..distinct {
-        let grad = &mut d_table[tokens[u] as usize * width..][..width];
-        for &t in &order[starts[u] as usize..starts[u + 1] as usize] {
-            axpy(grad, 1.0, &d_out[t as usize * width..][..width]);
-        }
+    let p: Params = args.params();
+    let (tokens, width) = (p.tokens as usize, p.width as usize);
+    let (d_out, rows, order) = (args.f32(0), args.u32(1), args.u32(2));
+    let d_table = args.f32_mut(3);
+    for &t in &order[..tokens] {
+        let token = rows[t as usize * RECORD] as usize;
+        let grad = &mut d_table[token * width..][..width];
+        axpy(grad, 1.0, &d_out[t as usize * width..][..width]);
     }
 }
 
 /// (vocabulary, tokens, width).
 const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 1), (5, 23, 3), (97, 31, 64), (11, 300, 67)];
 
-/// Row records with random tokens and noise in the other fields.
-fn records(h: &mut Harness, vocabulary: usize, tokens: usize) -> Vec<u32> {
-    let mut rows = vec![u32::MAX; tokens * RECORD];
-    for row in rows.chunks_mut(RECORD) {
-        row[0] = h.draws().below(vocabulary) as u32;
-    }
-    rows
-}
-
-/// `order`, `starts` and `tokens` of [`backward`] for these row records.
-fn sorted(rows: &[u32]) -> [Vec<u32>; 3] {
-    let token = |t: u32| rows[t as usize * RECORD];
-    let mut order: Vec<u32> = (0..(rows.len() / RECORD) as u32).collect();
-    order.sort_by_key(|&t| token(t));
-    let (mut starts, mut tokens) = (vec![0], Vec::new());
-    for group in order.chunk_by(|&a, &b| token(a) == token(b)) {
-        tokens.push(token(group[0]));
-        starts.push(starts[starts.len() - 1] + group.len() as u32);
-    }
-    [order, starts, tokens]
+/// Rows with random tokens, on both devices, and their order.
+fn sorted_rows(h: &mut Harness, vocabulary: usize, tokens: usize) -> (TestBuffer, TestBuffer) {
+    let rows = token_order::random_rows(h, vocabulary, tokens);
+    let mut order: Vec<u32> = (0..tokens as u32).collect();
+    order.sort_by_key(|&t| rows[t as usize].token);
+    (
+        h.u32("rows", bytemuck::cast_slice(&rows)),
+        h.u32("order", &order),
+    )
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (vocabulary, tokens, width) in SHAPES {
-        let rows = records(h, vocabulary, tokens);
-        let (table, out) = (
-            h.random("table", vocabulary * width),
-            h.random("out", tokens * width),
-        );
-        let [order, starts, distinct] = sorted(&rows).map(|words| h.u32("sorted", &words));
-        let rows = h.u32("rows", &rows);
+        let (rows, order) = sorted_rows(h, vocabulary, tokens);
+        let table = h.random("table", vocabulary * width);
+        let out = h.random("out", tokens * width);
         let d_table = h.random("d_table", vocabulary * width);
-        forward(
-            h.stream(),
-            table.slice(),
-            rows.slice(),
-            out.slice(),
-            tokens,
-            width,
-        );
-        let [o, s, t] = [&order, &starts, &distinct].map(|b| b.slice());
-        let count = distinct.words.len();
-        backward(
-            h.stream(),
-            out.slice(),
-            o,
-            s,
-            t,
-            d_table.slice(),
-            count,
-            width,
-        );
+        let [t, r, o] = [&table, &rows, &out].map(|b| b.slice());
+        forward(h.stream(), t, r, o, tokens, width);
+        let (order, d_t) = (order.slice(), d_table.slice());
+        backward(h.stream(), o, r, order, d_t, tokens, width);
         h.run()?;
         h.read_u32(&out)?;
         h.read_u32(&d_table)?;
@@ -178,41 +153,20 @@ mod tests {
     fn looks_up_rows_and_adds_their_gradients() {
         devices::each(|h| {
             for (vocabulary, tokens, width) in SHAPES {
-                let records = records(h, vocabulary, tokens);
-                let rows = h.u32("rows", &records);
+                let (rows, order) = sorted_rows(h, vocabulary, tokens);
                 let table = h.random("table", vocabulary * width);
-                let (out, d_out) = (
-                    h.random("out", tokens * width),
-                    h.random("d_out", tokens * width),
-                );
+                let out = h.random("out", tokens * width);
+                let d_out = h.random("d_out", tokens * width);
                 let d_table = h.random("d_table", vocabulary * width);
-                let [order, starts, distinct] =
-                    sorted(&records).map(|words| h.u32("sorted", &words));
-                forward(
-                    h.stream(),
-                    table.slice(),
-                    rows.slice(),
-                    out.slice(),
-                    tokens,
-                    width,
-                );
-                let [o, s, t] = [&order, &starts, &distinct].map(|b| b.slice());
-                let count = distinct.words.len();
-                backward(
-                    h.stream(),
-                    d_out.slice(),
-                    o,
-                    s,
-                    t,
-                    d_table.slice(),
-                    count,
-                    width,
-                );
+                let (t, r) = (table.slice(), rows.slice());
+                forward(h.stream(), t, r, out.slice(), tokens, width);
+                let (d_o, o) = (d_out.slice(), order.slice());
+                backward(h.stream(), d_o, r, o, d_table.slice(), tokens, width);
                 h.run().unwrap();
                 // The gradient by definition, position by position.
                 let (table, d_out) = (table.f64(), d_out.f64());
                 let (mut want, mut grad) = (Vec::new(), d_table.f64());
-                for (t, record) in records.chunks(RECORD).enumerate() {
+                for (t, record) in rows.words.chunks(RECORD).enumerate() {
                     let row = record[0] as usize * width;
                     want.extend_from_slice(&table[row..row + width]);
                     for j in 0..width {

@@ -3,7 +3,7 @@
 //!
 //! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -31,12 +31,13 @@ const fn kernel(name: &'static str, entry: &'static str, twin: fn(&Args)) -> Ker
 pub static GATHER_ROWS: Kernel = kernel("gather_rows", "gather", gather_twin);
 pub static SCATTER_ADD_ROWS: Kernel = kernel("gather_scatter_add", "scatter_add", scatter_add_twin);
 
-fn push(s: &mut Stream, kernel: &'static Kernel, slices: [Slice; 3], rows: usize, width: usize) {
+fn push(s: &mut Stream, kernel: &'static Kernel, slices: [Slice; 3], rows: Size, width: usize) {
     let params = Params {
-        rows: rows as u32,
+        rows: rows.max as u32,
         width: width as u32,
     };
-    s.push(kernel, &params, &slices, Grid::cover(rows * width, 256));
+    s.push(kernel, &params, &slices, Grid::cover(rows.max * width, 256))
+        .size("rows", rows);
 }
 
 /// `dst[i, :] = src[index[i], :]` for `rows` indices; rows are `width` wide on both sides.
@@ -45,10 +46,10 @@ pub fn gather_rows(
     src: Slice,
     index: Slice,
     dst: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     width: usize,
 ) {
-    push(s, &GATHER_ROWS, [src, index, dst], rows, width);
+    push(s, &GATHER_ROWS, [src, index, dst], rows.into(), width);
 }
 
 /// `dst[index[i], :] += src[i, :]` for `rows` distinct indices.
@@ -57,10 +58,10 @@ pub fn scatter_add_rows(
     src: Slice,
     index: Slice,
     dst: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     width: usize,
 ) {
-    push(s, &SCATTER_ADD_ROWS, [src, index, dst], rows, width);
+    push(s, &SCATTER_ADD_ROWS, [src, index, dst], rows.into(), width);
 }
 
 fn gather_twin(args: &Args) {

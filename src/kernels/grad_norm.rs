@@ -1,10 +1,12 @@
-//! The global gradient norm, the clipping scale and whether the gradient is finite (spec 9).
+//! The global gradient norm, the clipping scale, whether the gradient is finite (spec 9), and the number of updates.
 //!
 //! Two stages, because the gradients lie in many tensors: [`partial`] sums the squares of each [`CHUNK`] of one tensor,
 //! [`finish`] adds the partial sums of all tensors, in a fixed order, and writes
-//! `out = [norm, scale, finite, 0]`: `scale = min(1, clip / (norm + 1e-6))` (1 if `clip` is 0), `finite` 1 or 0. A
-//! gradient whose squares overflow f32 counts as not finite, like one that holds a NaN or an infinity; the caller then
-//! skips the step ([`super::adamw`] does), so `scale` is 1 and means nothing.
+//! `out = [norm, scale, finite, t, 1 / (1 - b1^t), 1 / sqrt(1 - b2^t)]`: `scale = min(1, clip / (norm + 1e-6))` (1 if
+//! `clip` is 0), `finite` 1 or 0, `t` the updates so far and AdamW's bias corrections for it. A gradient whose squares
+//! overflow f32 counts as not finite, like one that holds a NaN or an infinity; [`super::adamw`] then skips the step, so
+//! it is not counted, and `scale` is 1 and means nothing. The count is the device's, because the host hears of a skipped
+//! step later than it records the next.
 //!
 //! Floor: 2n operations, 4n bytes.
 
@@ -23,7 +25,7 @@ params! {
 }
 
 params! {
-    FinishParams { count: u32, clip: f32 }
+    FinishParams { count: u32, clip: f32, ln_beta1: f32, ln_beta2: f32 }
 }
 
 pub static PARTIAL: Kernel = Kernel {
@@ -72,11 +74,26 @@ pub fn partial(stream: &mut Stream, g: Slice, partials: Slice, first: usize, n: 
     count
 }
 
-/// `out` [4] from the first `count` partial sums; `clip` is the largest norm allowed, 0 for no clipping.
-pub fn finish(stream: &mut Stream, partials: Slice, count: usize, clip: f32, out: Slice) {
+/// Words of what [`finish`] writes, and where the number of updates is among them.
+pub const WORDS: usize = 6;
+pub const APPLIED: usize = 3;
+
+/// `out` [[`WORDS`]] from the first `count` partial sums; `clip` is the largest norm allowed, 0 for no clipping; `betas`
+/// are AdamW's.
+pub fn finish(
+    stream: &mut Stream,
+    partials: Slice,
+    count: usize,
+    clip: f32,
+    betas: [f32; 2],
+    out: Slice,
+) {
+    let [ln_beta1, ln_beta2] = betas.map(|beta| (beta as f64).ln() as f32);
     let params = FinishParams {
         count: count as u32,
         clip,
+        ln_beta1,
+        ln_beta2,
     };
     stream.push(&FINISH, &params, &[partials, out], Grid(1));
 }
@@ -102,8 +119,14 @@ fn finish_twin(args: &Args) {
         1.0
     };
     let finite = finite as u32 as f32;
-    args.f32_mut(1)[..4].copy_from_slice(&[norm, scale, finite, 0.0]);
+    let out = args.f32_mut(1);
+    let t = out[APPLIED] + finite;
+    let kept = [p.ln_beta1, p.ln_beta2].map(|ln_beta| -(t.max(1.0) * ln_beta).exp_m1());
+    let corrections = [1.0 / kept[0], 1.0 / kept[1].sqrt()];
+    out[..WORDS].copy_from_slice(&[norm, scale, finite, t, corrections[0], corrections[1]]);
 }
+
+const BETAS: [f32; 2] = [0.9, 0.999];
 
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (sizes, clip) in [
@@ -112,14 +135,19 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (vec![CHUNK + 1, 3 * CHUNK, 1009], 1e9),
     ] {
         let total = sizes.iter().map(|&n| partial_count(n)).sum();
-        let (partials, out) = (h.random("partials", total), h.random("out", 4));
+        let partials = h.random("partials", total);
+        let out = h.f32(
+            "out",
+            &[0.5, 0.5, 0.5, f32::min(10.0 * clip, 9.0), 0.5, 0.5],
+        );
         let mut first = 0;
         for &n in &sizes {
             let g = h.random("g", n);
             first += partial(h.stream(), g.slice(), partials.slice(), first, n);
             h.run()?;
         }
-        finish(h.stream(), partials.slice(), first, clip, out.slice());
+        let (partials_slice, out_slice) = (partials.slice(), out.slice());
+        finish(h.stream(), partials_slice, first, clip, BETAS, out_slice);
         h.run()?;
         h.read_f32(&partials)?;
         h.read_f32(&out)?;
@@ -142,11 +170,12 @@ mod tests {
         devices::each(|h| {
             for clip in [0.0, 0.5, 1e6] {
                 let (a, b) = (h.random("a", 9_001), h.random("b", 5));
-                let (partials, out) = (h.random("partials", 8), h.random("out", 4));
+                let partials = h.random("partials", 8);
+                let out = h.f32("out", &[7.0, 7.0, 7.0, 2.0, 7.0, 7.0]);
                 let s = h.stream();
                 let first = partial(s, a.slice(), partials.slice(), 0, 9_001);
                 let count = first + partial(s, b.slice(), partials.slice(), first, 5);
-                finish(s, partials.slice(), count, clip, out.slice());
+                finish(s, partials.slice(), count, clip, BETAS, out.slice());
                 h.run().unwrap();
                 assert_eq!(count, 3);
                 let square: f64 = a.f64().iter().chain(&b.f64()).map(|v| v * v).sum();
@@ -155,7 +184,10 @@ mod tests {
                     0.0 => 1.0,
                     clip => (clip as f64 / (norm + 1e-6)).min(1.0),
                 };
-                h.expect(&out, &[norm, scale, 1.0, 0.0], 1e-6);
+                let [b1, b2] = BETAS.map(|beta| 1.0 - (beta as f64).powi(3));
+                let corrections = [1.0 / b1, 1.0 / b2.sqrt()];
+                let want = [norm, scale, 1.0, 3.0, corrections[0], corrections[1]];
+                h.expect(&out, &want, 1e-6);
             }
         });
     }
@@ -167,11 +199,11 @@ mod tests {
                 let mut values = vec![0.5; 500];
                 values[321] = bad;
                 let (g, partials) = (h.f32("g", &values), h.f32("partials", &[0.0]));
-                let out = h.random("out", 4);
+                let out = h.f32("out", &[7.0, 7.0, 7.0, 5.0, 7.0, 7.0]);
                 partial(h.stream(), g.slice(), partials.slice(), 0, 500);
-                finish(h.stream(), partials.slice(), 1, 1.0, out.slice());
+                finish(h.stream(), partials.slice(), 1, 1.0, BETAS, out.slice());
                 h.run().unwrap();
-                assert_eq!(h.read_f32(&out).unwrap()[1..], [1.0, 0.0, 0.0], "{bad}");
+                assert_eq!(h.read_f32(&out).unwrap()[1..4], [1.0, 0.0, 5.0], "{bad}");
             }
         });
     }

@@ -14,7 +14,7 @@
 //! backward 3 NV operations, 8 NV bytes. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
 //! lanes that a small vocabulary does not drown in barriers on software adapters.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::{MASKED, exp};
 use crate::{bindings, params};
@@ -71,15 +71,18 @@ pub fn forward(
     lse: Slice,
     entropy: Slice,
     logp: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     vocab: usize,
 ) {
+    let rows = rows.into();
     let params = Params {
-        rows: rows as u32,
+        rows: rows.max as u32,
         vocab: vocab as u32,
     };
     let slices = [logits, starts, targets, lse, entropy, logp];
-    stream.push(&FORWARD, &params, &slices, Grid(rows as u32));
+    stream
+        .push(&FORWARD, &params, &slices, Grid(rows.max as u32))
+        .size("rows", rows);
 }
 
 /// Replaces `logits` by dLoss/dlogits, given `g` [K] = dLoss/dlogp and the forward's `lse`.
@@ -90,15 +93,18 @@ pub fn backward(
     starts: Slice,
     targets: Slice,
     g: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     vocab: usize,
 ) {
+    let rows = rows.into();
     let params = Params {
-        rows: rows as u32,
+        rows: rows.max as u32,
         vocab: vocab as u32,
     };
     let slices = [logits, lse, starts, targets, g];
-    stream.push(&BACKWARD, &params, &slices, Grid(rows as u32));
+    stream
+        .push(&BACKWARD, &params, &slices, Grid(rows.max as u32))
+        .size("rows", rows);
 }
 
 /// Independent running values, so that reductions vectorise in a fixed order.

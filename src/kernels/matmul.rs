@@ -11,7 +11,7 @@
 //! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
 //! [`matmul_cpu`]'s.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -25,12 +25,22 @@ pub enum Form {
     TN,
 }
 
-/// C is `[m, n]`; `k` is the length of the sums.
+/// C is `[m, n]`; `k` is the length of the sums. `S` is [`Size`] where the device knows how many rows there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dims {
-    pub m: usize,
+pub struct Dims<S = usize> {
+    pub m: S,
     pub n: usize,
-    pub k: usize,
+    pub k: S,
+}
+
+impl From<Dims> for Dims<Size> {
+    fn from(Dims { m, n, k }: Dims) -> Self {
+        Dims {
+            m: m.into(),
+            n,
+            k: k.into(),
+        }
+    }
 }
 
 params! {
@@ -85,7 +95,7 @@ pub fn matmul(
     a: Slice,
     b: Slice,
     c: Slice,
-    dims: Dims,
+    dims: impl Into<Dims<Size>>,
     accumulate: bool,
 ) {
     let start = if accumulate {
@@ -93,20 +103,27 @@ pub fn matmul(
     } else {
         Start::Zero
     };
-    push(s, form, [a, b, b, c], dims, start);
+    push(s, form, [a, b, b, c], dims.into(), start);
 }
 
 /// `y[m, n] = x[m, k] W[n, k]^T + bias[n]`.
-pub fn linear(s: &mut Stream, x: Slice, w: Slice, bias: Option<Slice>, y: Slice, dims: Dims) {
+pub fn linear(
+    s: &mut Stream,
+    x: Slice,
+    w: Slice,
+    bias: Option<Slice>,
+    y: Slice,
+    dims: impl Into<Dims<Size>>,
+) {
     match bias {
-        Some(bias) => push(s, Form::NT, [x, w, bias, y], dims, Start::Bias),
+        Some(bias) => push(s, Form::NT, [x, w, bias, y], dims.into(), Start::Bias),
         None => matmul(s, Form::NT, x, w, y, dims, false),
     }
 }
 
 /// Without a bias, the slot of the bias holds some other input, which is not read.
-fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims, start: Start) {
-    let Dims { m, n, k } = dims;
+fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start: Start) {
+    let (m, n, k) = (dims.m.max, dims.n, dims.k.max);
     let row_lengths = match form {
         Form::NT | Form::NN => [k, n],
         Form::TN => [m, n],
@@ -126,7 +143,9 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims, start: Start
         start: start as u32,
     };
     let tiles = m.div_ceil(8) * n.div_ceil(128);
-    s.push(kernel, &params, &slices, Grid::cover(tiles, 1));
+    s.push(kernel, &params, &slices, Grid::cover(tiles, 1))
+        .size("m", dims.m)
+        .size("k", dims.k);
 }
 
 fn twin(form: Form, args: &Args) {

@@ -14,12 +14,14 @@ pub mod fill;
 pub mod gather;
 pub mod grad_norm;
 pub mod harness;
+pub mod lerp;
 pub mod log_softmax;
 pub mod math;
 pub mod matmul;
 mod matmul_cpu;
 pub mod objective;
 pub mod reduce;
+pub mod reward;
 pub mod rmsnorm;
 pub mod rng;
 pub mod rope;
@@ -29,6 +31,8 @@ pub mod search;
 pub mod silu;
 pub mod swiglu;
 pub mod td;
+pub mod token_order;
+pub mod tree;
 pub mod tree_tables;
 pub mod ved_select;
 
@@ -57,6 +61,7 @@ pub static ALL: &[&Kernel] = &[
     &gather::SCATTER_ADD_ROWS,
     &grad_norm::FINISH,
     &grad_norm::PARTIAL,
+    &lerp::LERP,
     &log_softmax::BACKWARD,
     &log_softmax::FORWARD,
     &matmul::NN,
@@ -68,6 +73,7 @@ pub static ALL: &[&Kernel] = &[
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
+    &reward::REWARD,
     &rmsnorm::BACKWARD,
     &rmsnorm::BACKWARD_IN_PLACE,
     &rmsnorm::FORWARD,
@@ -83,6 +89,9 @@ pub static ALL: &[&Kernel] = &[
     &swiglu::SWIGLU,
     &swiglu::SWIGLU_BACKWARD,
     &td::TD,
+    &token_order::TOKEN_ORDER,
+    &tree::TREE_PACK,
+    &tree::TREE_SIZES,
     &ved_select::VED_SELECT,
 ];
 
@@ -103,10 +112,12 @@ pub static CASES: &[(&str, Cases)] = &[
     ("fill", fill::cases),
     ("gather", gather::cases),
     ("grad_norm", grad_norm::cases),
+    ("lerp", lerp::cases),
     ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
     ("objective", objective::cases),
     ("reduce", reduce::cases),
+    ("reward", reward::cases),
     ("rmsnorm", rmsnorm::cases),
     ("rng", rng::cases),
     ("rope", rope::cases),
@@ -115,6 +126,8 @@ pub static CASES: &[(&str, Cases)] = &[
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
     ("td", td::cases),
+    ("token_order", token_order::cases),
+    ("tree", tree::cases),
     ("ved_select", ved_select::cases),
 ];
 

@@ -20,7 +20,7 @@
 //! [`super::reduce::columns`], in a fixed order.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::{math, reduce};
 use crate::{bindings, params};
@@ -50,9 +50,9 @@ pub struct Hyper {
     /// Leave prompts out whose group advantages are all 0 (their KL too).
     pub mask_zero_variance: bool,
     /// P: the prompts averaged over, over all streams whose gradients are accumulated; less the masked ones.
-    pub prompts: usize,
+    pub prompts: Size,
     /// Present candidates of those prompts; `dapo` averages over them.
-    pub candidates: usize,
+    pub candidates: Size,
 }
 
 params! {
@@ -125,27 +125,28 @@ pub fn objective(
     cand_node: Slice,
     node_info: Slice,
     outputs: Outputs,
-    shape: Shape,
+    shape: impl Into<Shape<Size>>,
     hyper: Hyper,
 ) {
-    let prompts = hyper.prompts.max(1) as f64;
+    let shape = shape.into();
     let levels = shape.levels as f64;
-    let policy_scale = match hyper.loss {
-        Loss::Grpo | Loss::Gspo => 1.0 / prompts,
-        Loss::DrGrpo => 1.0 / (prompts * shape.group as f64 * levels),
-        Loss::Dapo => 1.0 / (hyper.candidates.max(1) as f64 * levels),
+    let (share, of) = match hyper.loss {
+        Loss::Grpo | Loss::Gspo => (1.0, hyper.prompts),
+        Loss::DrGrpo => (1.0 / (shape.group as f64 * levels), hyper.prompts),
+        Loss::Dapo => (1.0 / levels, hyper.candidates),
     };
+    let divided = |share: f64, of: Size| (share / of.max.max(1) as f64) as f32;
     let params = Params {
         prompts: shape.prompts as u32,
         group: shape.group as u32,
         levels: shape.levels as u32,
-        nodes: shape.nodes as u32,
+        nodes: shape.nodes.max as u32,
         clip_low: hyper.clip_low,
         clip_high: hyper.clip_high,
         beta: hyper.beta,
         sibling_weight: hyper.sibling_weight,
-        policy_scale: policy_scale as f32,
-        sibling_scale: (1.0 / prompts) as f32,
+        policy_scale: divided(share, of),
+        sibling_scale: divided(1.0, hyper.prompts),
         per_candidate: matches!(hyper.loss, Loss::Grpo | Loss::Gspo) as u32,
         sequence_ratio: (hyper.loss == Loss::Gspo) as u32,
         mask_zero_variance: hyper.mask_zero_variance as u32,
@@ -160,7 +161,16 @@ pub fn objective(
         outputs.g,
         outputs.terms,
     ];
-    stream.push(&OBJECTIVE, &params, &slices, Grid::cover(shape.nodes, 64));
+    stream
+        .push(
+            &OBJECTIVE,
+            &params,
+            &slices,
+            Grid::cover(shape.nodes.max, 64),
+        )
+        .size("nodes", shape.nodes)
+        .share("policy_scale", share as f32, of)
+        .share("sibling_scale", 1.0, hyper.prompts);
     reduce::columns(stream, outputs.terms, outputs.sums, shape.nodes, TERMS);
 }
 
@@ -346,8 +356,8 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 beta: 0.05,
                 sibling_weight: 0.7,
                 mask_zero_variance: loss == Loss::Dapo,
-                prompts,
-                candidates: inputs.candidates.present(),
+                prompts: prompts.into(),
+                candidates: inputs.candidates.present().into(),
             };
             for buffer in inputs.run(h, hyper)? {
                 h.read_f32(&buffer)?;
@@ -374,8 +384,8 @@ mod tests {
         beta: 0.1,
         sibling_weight: 0.6,
         mask_zero_variance: false,
-        prompts: 3,
-        candidates: 0,
+        prompts: Size::known(3),
+        candidates: Size::known(0),
     };
 
     impl Inputs {
@@ -389,7 +399,7 @@ mod tests {
             let present =
                 |b: usize| (8 * b..8 * b + 8).filter(|&i| path(i)[0] != NONE).count() as f64;
             let all: f64 = (0..3).map(present).sum();
-            let prompts = hyper.prompts as f64;
+            let prompts = hyper.prompts.max as f64;
             let (mut policy, mut sibling) = (0.0, 0.0);
             for i in (0..24).filter(|&i| path(i)[0] != NONE) {
                 let b = i / 8;
@@ -429,7 +439,7 @@ mod tests {
                     let hyper = Hyper {
                         loss,
                         mask_zero_variance,
-                        candidates: inputs.candidates.present(),
+                        candidates: inputs.candidates.present().into(),
                         ..HYPER
                     };
                     let [g, _, sums] = inputs.run(h, hyper).unwrap();
@@ -460,7 +470,7 @@ mod tests {
         let mut policy = |inputs: &Inputs, loss| {
             let hyper = Hyper {
                 loss,
-                candidates: inputs.candidates.present(),
+                candidates: inputs.candidates.present().into(),
                 ..HYPER
             };
             let [.., sums] = inputs.run(h, hyper).unwrap();

@@ -4,7 +4,7 @@
 //! Floor: 2 operations and 8 bytes, or 1 and 4, per element. One workgroup per sum in a fixed order and no scratch: the
 //! sums of a step have a few thousand terms ([`super::grad_norm`] has the two-stage form for millions).
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
@@ -43,17 +43,24 @@ pub static COLUMNS: Kernel = Kernel {
 };
 
 /// Writes the dot product of the first `n` elements of `x` and `w` to `out[0]`.
-pub fn dot(stream: &mut Stream, x: Slice, w: Slice, out: Slice, n: usize) {
-    stream.push(&DOT, &Params { n: n as u32 }, &[x, w, out], Grid(1));
+pub fn dot(stream: &mut Stream, x: Slice, w: Slice, out: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    stream
+        .push(&DOT, &params, &[x, w, out], Grid(1))
+        .size("n", n);
 }
 
 /// Writes the sum of each column of `x` [rows, columns] to `out` [columns].
-pub fn columns(stream: &mut Stream, x: Slice, out: Slice, rows: usize, columns: usize) {
+pub fn columns(stream: &mut Stream, x: Slice, out: Slice, rows: impl Into<Size>, columns: usize) {
+    let rows = rows.into();
     let params = ColumnParams {
-        rows: rows as u32,
+        rows: rows.max as u32,
         columns: columns as u32,
     };
-    stream.push(&COLUMNS, &params, &[x, out], Grid(columns as u32));
+    stream
+        .push(&COLUMNS, &params, &[x, out], Grid(columns as u32))
+        .size("rows", rows);
 }
 
 fn columns_twin(args: &Args) {

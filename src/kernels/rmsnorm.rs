@@ -9,7 +9,7 @@
 
 use super::harness::Harness;
 use super::math::{dot, fold};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -17,17 +17,29 @@ use rayon::prelude::*;
 /// Which parts of a buffer are vectors: head `h < per_row` of row `t < rows` starts at
 /// `t * stride + offset + h * dim`.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    pub rows: usize,
+pub struct Heads<S = usize> {
+    pub rows: S,
     pub per_row: usize,
     pub stride: usize,
     pub offset: usize,
     pub dim: usize,
 }
 
-impl Heads {
+impl From<Heads> for Heads<Size> {
+    fn from(heads: Heads) -> Self {
+        Heads {
+            rows: heads.rows.into(),
+            per_row: heads.per_row,
+            stride: heads.stride,
+            offset: heads.offset,
+            dim: heads.dim,
+        }
+    }
+}
+
+impl<S> Heads<S> {
     /// One vector per row of a `[rows, dim]` matrix.
-    pub fn plain(rows: usize, dim: usize) -> Self {
+    pub fn plain(rows: S, dim: usize) -> Self {
         Heads {
             rows,
             per_row: 1,
@@ -37,6 +49,26 @@ impl Heads {
         }
     }
 
+    /// Rows per task of a twin: enough work to pay for handing it out.
+    fn rows_per_task(&self) -> usize {
+        (16_384 / (self.per_row * self.dim)).max(1)
+    }
+}
+
+impl Heads<Size> {
+    fn vectors(&self) -> Size {
+        self.rows * self.per_row
+    }
+
+    fn check(&self, whole: &[Slice], w: Slice, rstd: Slice) {
+        let span = (self.rows.max.max(1) - 1) * self.stride + self.offset + self.per_row * self.dim;
+        assert!(self.offset + self.per_row * self.dim <= self.stride);
+        assert!(whole.iter().all(|s| s.len as usize >= span));
+        assert!(w.len as usize >= self.dim && rstd.len as usize >= self.vectors().max);
+    }
+}
+
+impl Heads {
     /// How many vectors there are; the length of `rstd`.
     pub fn vectors(&self) -> usize {
         self.rows * self.per_row
@@ -45,17 +77,6 @@ impl Heads {
     /// Words from the start of the first row to the end of the last vector.
     fn span(&self) -> usize {
         self.rows.saturating_sub(1) * self.stride + self.offset + self.per_row * self.dim
-    }
-
-    /// Rows per task of a twin: enough work to pay for handing it out.
-    fn rows_per_task(&self) -> usize {
-        (16_384 / (self.per_row * self.dim)).max(1)
-    }
-
-    fn check(&self, whole: &[Slice], w: Slice, rstd: Slice) {
-        assert!(self.offset + self.per_row * self.dim <= self.stride);
-        assert!(whole.iter().all(|s| s.len as usize >= self.span()));
-        assert!(w.len as usize >= self.dim && rstd.len as usize >= self.vectors());
     }
 }
 
@@ -67,9 +88,9 @@ macro_rules! params_over_heads {
         }
 
         impl $name {
-            fn new(heads: Heads, $($field: $ty),*) -> Self {
+            fn new(heads: Heads<Size>, $($field: $ty),*) -> Self {
                 $name {
-                    vectors: heads.vectors() as u32,
+                    vectors: heads.vectors().max as u32,
                     per_row: heads.per_row as u32,
                     stride: heads.stride as u32,
                     offset: heads.offset as u32,
@@ -162,11 +183,21 @@ pub static WEIGHT_SUM: Kernel = Kernel {
 
 /// Normalises the vectors of `x` into the same places of `y`, whose other words stay; `rstd`: `[rows * per_row]`,
 /// `w`: `[dim]`.
-pub fn forward(s: &mut Stream, x: Slice, w: Slice, y: Slice, rstd: Slice, heads: Heads, eps: f32) {
+pub fn forward(
+    s: &mut Stream,
+    x: Slice,
+    w: Slice,
+    y: Slice,
+    rstd: Slice,
+    heads: impl Into<Heads<Size>>,
+    eps: f32,
+) {
+    let heads = heads.into();
     heads.check(&[x, y], w, rstd);
     let params = ForwardParams::new(heads, eps);
-    let grid = Grid::cover(heads.vectors(), 1);
-    s.push(&FORWARD, &params, &[x, w, y, rstd], grid);
+    let grid = Grid::cover(heads.vectors().max, 1);
+    s.push(&FORWARD, &params, &[x, w, y, rstd], grid)
+        .size("vectors", heads.vectors());
 }
 
 /// `dx` = (or, with `accumulate`, +=) the gradient of `x`, given that of `y`; all three laid out as `x`.
@@ -177,29 +208,41 @@ pub fn backward(
     rstd: Slice,
     dy: Slice,
     dx: Slice,
-    heads: Heads,
+    heads: impl Into<Heads<Size>>,
     accumulate: bool,
 ) {
+    let heads = heads.into();
     heads.check(&[x, dy, dx], w, rstd);
     let params = BackwardParams::new(heads, accumulate as u32);
-    let grid = Grid::cover(heads.vectors(), 1);
-    s.push(&BACKWARD, &params, &[x, w, rstd, dy, dx], grid);
+    let grid = Grid::cover(heads.vectors().max, 1);
+    s.push(&BACKWARD, &params, &[x, w, rstd, dy, dx], grid)
+        .size("vectors", heads.vectors());
 }
 
 /// Turns the gradient of `y` in `g` into that of `x`; words of `g` outside the vectors stay.
-pub fn backward_in_place(s: &mut Stream, x: Slice, w: Slice, rstd: Slice, g: Slice, heads: Heads) {
+pub fn backward_in_place(
+    s: &mut Stream,
+    x: Slice,
+    w: Slice,
+    rstd: Slice,
+    g: Slice,
+    heads: impl Into<Heads<Size>>,
+) {
+    let heads = heads.into();
     heads.check(&[x, g], w, rstd);
     let params = InPlaceParams::new(heads);
-    let grid = Grid::cover(heads.vectors(), 1);
-    s.push(&BACKWARD_IN_PLACE, &params, &[x, w, rstd, g], grid);
+    let grid = Grid::cover(heads.vectors().max, 1);
+    s.push(&BACKWARD_IN_PLACE, &params, &[x, w, rstd, g], grid)
+        .size("vectors", heads.vectors());
 }
 
 /// Vectors summed by one invocation of the weight gradient's first stage.
 const CHUNK: usize = 64;
 
 /// Words of `scratch` that [`weight_gradient`] needs.
-pub fn scratch_words(heads: Heads) -> usize {
-    heads.vectors().div_ceil(CHUNK) * heads.dim
+pub fn scratch_words(heads: impl Into<Heads<Size>>) -> usize {
+    let heads = heads.into();
+    heads.vectors().max.div_ceil(CHUNK) * heads.dim
 }
 
 /// `dw += ` the gradient of `w`; before any [`backward_in_place`] over `dy`.
@@ -210,16 +253,19 @@ pub fn weight_gradient(
     dy: Slice,
     dw: Slice,
     scratch: Slice,
-    heads: Heads,
+    heads: impl Into<Heads<Size>>,
 ) {
+    let heads = heads.into();
     heads.check(&[x, dy], dw, rstd);
     let params = PartialParams::new(heads, CHUNK as u32);
     let words = scratch_words(heads);
     let partial = scratch.first(words);
     let grid = Grid::cover(words, 64);
-    s.push(&WEIGHT_PARTIAL, &params, &[x, rstd, dy, partial], grid);
+    s.push(&WEIGHT_PARTIAL, &params, &[x, rstd, dy, partial], grid)
+        .size("vectors", heads.vectors());
+    let chunks = heads.vectors().groups(CHUNK);
     let params = SumParams {
-        chunks: (words / heads.dim) as u32,
+        chunks: chunks.max as u32,
         dim: heads.dim as u32,
     };
     s.push(
@@ -227,7 +273,8 @@ pub fn weight_gradient(
         &params,
         &[partial, dw],
         Grid::cover(heads.dim, 64),
-    );
+    )
+    .size("chunks", chunks);
 }
 
 fn forward_twin(args: &Args) {
@@ -339,6 +386,7 @@ fn weight_partial_twin(args: &Args) {
     let chunk = p.chunk as usize;
     args.f32_mut(3)
         .par_chunks_mut(heads.dim)
+        .take(heads.vectors().div_ceil(chunk))
         .enumerate()
         .with_min_len((16_384 / (chunk * heads.dim)).max(1))
         .for_each(|(c, partial)| {

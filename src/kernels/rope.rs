@@ -9,7 +9,7 @@
 
 use super::harness::Harness;
 use super::rows::{Dims, NONE, Row, records};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -43,10 +43,10 @@ pub static BACKWARD: Kernel = Kernel {
 };
 
 impl Params {
-    fn new(dims: Dims) -> Self {
+    fn new(dims: Dims<Size>) -> Self {
         assert!(dims.head_dim.is_multiple_of(2), "rotary heads are even");
         Params {
-            tokens: dims.tokens as u32,
+            tokens: dims.tokens.max as u32,
             heads: dims.heads as u32,
             kv_heads: dims.kv_heads as u32,
             head_dim: dims.head_dim as u32,
@@ -76,8 +76,8 @@ pub fn table(max_positions: usize, head_dim: usize, theta: f64) -> Vec<f32> {
     out
 }
 
-fn grid(dims: Dims) -> Grid {
-    Grid::cover(dims.tokens * dims.qkv_width() / 2, 64)
+fn grid(dims: Dims<Size>) -> Grid {
+    Grid::cover(dims.tokens.max * dims.qkv_width() / 2, 64)
 }
 
 /// Rotates the queries of `qk` (`[T, (H + 2 Hk) hd]`) into `q` (`[T, H hd]`) and its keys into `kv`
@@ -91,10 +91,12 @@ pub fn forward(
     qkv: Slice,
     q: Slice,
     kv: Slice,
-    dims: Dims,
+    dims: impl Into<Dims<Size>>,
 ) {
+    let dims = dims.into();
     let slices = [rows, table, qk, qkv, q, kv];
-    s.push(&FORWARD, &Params::new(dims), &slices, grid(dims));
+    s.push(&FORWARD, &Params::new(dims), &slices, grid(dims))
+        .size("tokens", dims.tokens);
 }
 
 /// `dqkv` (`[T, (H + 2 Hk) hd]`) from `dq` (`[T, H hd]`) and `dkv` (`[T, 2 Hk hd]`, by row: every row's slot is its
@@ -106,10 +108,12 @@ pub fn backward(
     dq: Slice,
     dkv: Slice,
     dqkv: Slice,
-    dims: Dims,
+    dims: impl Into<Dims<Size>>,
 ) {
+    let dims = dims.into();
     let slices = [rows, table, dq, dkv, dqkv];
-    s.push(&BACKWARD, &Params::new(dims), &slices, grid(dims));
+    s.push(&BACKWARD, &Params::new(dims), &slices, grid(dims))
+        .size("tokens", dims.tokens);
 }
 
 /// `to` = the heads of `from`, each turned by the angles in `table` (those of one position), or back if `sign` is -1.

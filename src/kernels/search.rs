@@ -22,13 +22,14 @@
 //! are the prompt's).
 
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::forest::Row;
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::rng::Rng;
 use crate::{bindings, params};
 use anyhow::Result;
 
 pub const NONE: u32 = u32::MAX;
-/// Words of a header, a node and a row.
+/// Words of a header and of a node.
 pub const RECORD: usize = 8;
 /// Floats of a node.
 pub const STATS: usize = 5;
@@ -138,8 +139,8 @@ impl Prompt<'_> {
         let (begin, end) = (self.tree[header::KV_BEGIN], self.tree[header::KV_END]);
         let slot = self.slot(new);
         let position = end - begin + self.node(new, node::DEPTH) - 1;
-        let record = [token, position, begin, end, slot, slot, 0, 0];
-        self.rows[row * RECORD..][..RECORD].copy_from_slice(&record);
+        let record = [token, position, begin, end, slot, slot, 0, 0, 0, 0];
+        self.rows[row * Row::WORDS..][..Row::WORDS].copy_from_slice(&record);
         let place = (self.index * self.nodes + new) as u32;
         let pair = [place, self.node(new, node::TRIE)];
         self.entry[2 * row..2 * row + 2].copy_from_slice(&pair);
@@ -147,8 +148,8 @@ impl Prompt<'_> {
 
     /// Makes the rows from `row` on inactive.
     pub fn rest(&mut self, row: usize) {
-        for record in self.rows.chunks_exact_mut(RECORD).skip(row) {
-            record.copy_from_slice(&[0, 0, 0, 0, NONE, NONE, 0, 0]);
+        for record in self.rows.chunks_exact_mut(Row::WORDS).skip(row) {
+            record.copy_from_slice(bytemuck::cast_slice(&[Row::INACTIVE]));
         }
         for entry in self.entry.chunks_exact_mut(2).skip(row) {
             entry.copy_from_slice(&[NONE, 0]);
@@ -177,7 +178,7 @@ pub(super) fn each_prompt(shape: Shape, args: &Args, first: usize, grow: impl Fn
     (
         tree.par_chunks_mut((1 + nodes) * RECORD),
         stats.par_chunks_mut(nodes * STATS),
-        rows.par_chunks_mut(width * RECORD),
+        rows.par_chunks_mut(width * Row::WORDS),
         parent[slot_base..].par_chunks_mut(nodes),
         entry.par_chunks_mut(width * 2),
     )
@@ -333,7 +334,7 @@ impl Fixture {
             child_begin,
             tree: h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]),
             stats: h.random("stats", prompts * nodes * STATS),
-            rows: h.u32("rows", &vec![5; prompts * width * RECORD]),
+            rows: h.u32("rows", &vec![5; prompts * width * Row::WORDS]),
             parent: h.u32("parent", &vec![7; slots]),
             entry: h.u32("entry", &vec![9; prompts * width * 2]),
         };

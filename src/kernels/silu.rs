@@ -3,7 +3,7 @@
 //!
 //! Floor: one exponential and 8 bytes per element (12 backward).
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -39,15 +39,20 @@ pub static SILU_BACKWARD: Kernel = Kernel {
 };
 
 /// `y = silu(x)`, `n` elements.
-pub fn forward(s: &mut Stream, x: Slice, y: Slice, n: usize) {
-    let params = Params { n: n as u32 };
-    s.push(&SILU, &params, &[x, y], Grid::cover(n, 256));
+pub fn forward(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    s.push(&SILU, &params, &[x, y], Grid::cover(n.max, 256))
+        .size("n", n);
 }
 
 /// `dx = dy silu'(x)`, `n` elements.
-pub fn backward(s: &mut Stream, x: Slice, dy: Slice, dx: Slice, n: usize) {
-    let params = Params { n: n as u32 };
-    s.push(&SILU_BACKWARD, &params, &[x, dy, dx], Grid::cover(n, 256));
+pub fn backward(s: &mut Stream, x: Slice, dy: Slice, dx: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    let slices = [x, dy, dx];
+    s.push(&SILU_BACKWARD, &params, &slices, Grid::cover(n.max, 256))
+        .size("n", n);
 }
 
 /// `d silu(x) / dx`, given `s = sigmoid(x)`.

@@ -4,7 +4,7 @@
 //! Floor: one exponential and 12 bytes per output element (20 backward).
 
 use super::silu::slope;
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -39,17 +39,19 @@ pub static SWIGLU_BACKWARD: Kernel = Kernel {
     cost: Cost::unstated,
 };
 
-fn params(rows: usize, f: usize) -> Params {
+fn params(rows: Size, f: usize) -> Params {
     Params {
-        rows: rows as u32,
+        rows: rows.max as u32,
         f: f as u32,
     }
 }
 
 /// `out[rows, f] = silu(gate) * up` from `gate_up` `[rows, 2 f]`.
-pub fn forward(s: &mut Stream, gate_up: Slice, out: Slice, rows: usize, f: usize) {
-    let grid = Grid::cover(rows * f, 256);
-    s.push(&SWIGLU, &params(rows, f), &[gate_up, out], grid);
+pub fn forward(s: &mut Stream, gate_up: Slice, out: Slice, rows: impl Into<Size>, f: usize) {
+    let rows = rows.into();
+    let grid = Grid::cover(rows.max * f, 256);
+    s.push(&SWIGLU, &params(rows, f), &[gate_up, out], grid)
+        .size("rows", rows);
 }
 
 /// Writes `d_gate_up` `[rows, 2 f]` from `gate_up` and `d_out` `[rows, f]`.
@@ -58,12 +60,14 @@ pub fn backward(
     gate_up: Slice,
     d_out: Slice,
     d_gate_up: Slice,
-    rows: usize,
+    rows: impl Into<Size>,
     f: usize,
 ) {
+    let rows = rows.into();
     let slices = [gate_up, d_out, d_gate_up];
-    let grid = Grid::cover(rows * f, 256);
-    s.push(&SWIGLU_BACKWARD, &params(rows, f), &slices, grid);
+    let grid = Grid::cover(rows.max * f, 256);
+    s.push(&SWIGLU_BACKWARD, &params(rows, f), &slices, grid)
+        .size("rows", rows);
 }
 
 /// Rows per task of the twins.

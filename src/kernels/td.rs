@@ -7,7 +7,7 @@
 //! Floor: about 5 G operations per node, 4 bytes per entry and 40 per node.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::reduce;
 use crate::{bindings, params};
@@ -76,14 +76,15 @@ pub fn td(
     cand_node: Slice,
     node_info: Slice,
     outputs: Outputs,
-    shape: Shape,
+    shape: impl Into<Shape<Size>>,
     hyper: Hyper,
 ) {
+    let shape = shape.into();
     let params = Params {
         prompts: shape.prompts as u32,
         group: shape.group as u32,
         levels: shape.levels as u32,
-        nodes: shape.nodes as u32,
+        nodes: shape.nodes.max as u32,
         gamma: hyper.gamma,
         scale: 1.0 / (hyper.prompts.max(1) * shape.levels) as f32,
         weight: hyper.weight,
@@ -97,8 +98,10 @@ pub fn td(
         outputs.dvalue,
         outputs.terms,
     ];
-    let grid = Grid::cover(shape.entries().max(shape.nodes), 64);
-    stream.push(&TD, &params, &slices, grid);
+    let grid = Grid::cover(shape.entries().max(shape.nodes.max), 64);
+    stream
+        .push(&TD, &params, &slices, grid)
+        .size("nodes", shape.nodes);
     reduce::columns(stream, outputs.terms, outputs.loss, shape.nodes, 1);
 }
 

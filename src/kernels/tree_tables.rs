@@ -1,15 +1,16 @@
 //! The candidates of a batch as one prefix tree per prompt: the tables that [`super::advantage`], [`super::objective`]
 //! and [`super::td`] read.
 
+use crate::device::Size;
 use crate::rng::Rng;
 use std::collections::HashMap;
 
 /// Marks an absent candidate in `cand_node` and the missing parent of a first-level node.
 pub const NONE: u32 = u32::MAX;
 
-/// Sizes of a batch of candidates.
+/// Sizes of a batch of candidates. `S` is [`Size`] where the device knows how many nodes there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct Shape<S = usize> {
     /// B.
     pub prompts: usize,
     /// G, the candidates of one prompt.
@@ -17,10 +18,21 @@ pub struct Shape {
     /// L, the tokens of a candidate.
     pub levels: usize,
     /// K, the tree nodes of all prompts.
-    pub nodes: usize,
+    pub nodes: S,
 }
 
-impl Shape {
+impl From<Shape> for Shape<Size> {
+    fn from(shape: Shape) -> Self {
+        Shape {
+            prompts: shape.prompts,
+            group: shape.group,
+            levels: shape.levels,
+            nodes: shape.nodes.into(),
+        }
+    }
+}
+
+impl<S> Shape<S> {
     /// B G, the length of a table per candidate.
     pub fn candidates(&self) -> usize {
         self.prompts * self.group

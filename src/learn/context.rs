@@ -3,10 +3,11 @@
 use super::engine::Engine;
 use crate::config::Config;
 use crate::data::Dataset;
+use crate::device::Counters;
 use crate::forest::PromptAttention;
 use crate::model::Model;
 use crate::model::checkpoint::{Init, load_blocks, save_blocks};
-use crate::run::{Checkpoints, Metrics, Progress, RunFolder, State};
+use crate::run::{Checkpoints, Metrics, Progress, RunFolder, Stage, State};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -112,10 +113,10 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Takes note of a step; true if it counts. Errors: too many in a row.
+    /// Takes note of step `step` (from 1); true if it counts. Errors: too many in a row.
     pub fn check(
         &mut self,
-        finite: bool,
+        (step, finite): (u64, bool),
         state: &mut State,
         checkpoints: &Checkpoints,
     ) -> Result<bool> {
@@ -134,10 +135,56 @@ impl Faults {
                 "{} step {}: loss or gradient not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row: lower the learning \
                  rate ({last})",
                 state.stage.name(),
-                state.step
+                step
             );
         }
         Ok(false)
+    }
+}
+
+/// The record of one step, before it is written.
+pub struct StepRecord {
+    pub stage: Stage,
+    pub step: u64,
+    pub record: Record,
+    /// What the progress line shows.
+    pub shown: Vec<(&'static str, f64)>,
+}
+
+impl StepRecord {
+    /// Writes it, with the figures of a validation if there was one, and shows the step; only every so many steps
+    /// (`run.log_every`) where there was none.
+    pub fn write(mut self, context: &mut Context, validation: Option<&Validation>) -> Result<()> {
+        if let Some(v) = validation {
+            self.record.validation(v);
+            self.shown
+                .extend([("hr@10", v.hr10), ("ndcg@10", v.ndcg10)]);
+        }
+        let every = context.config.run.log_every as u64;
+        if self.step.is_multiple_of(every) || validation.is_some() {
+            context
+                .metrics
+                .write(self.stage, self.step, &self.record.0)?;
+            context.progress.step(self.step, &self.shown);
+        }
+        Ok(())
+    }
+}
+
+/// Seconds from one step's figures to the next's, without what happens in between.
+pub struct Pace(Instant);
+
+impl Pace {
+    pub fn start() -> Self {
+        Pace(Instant::now())
+    }
+
+    /// Seconds since the last mark, which is moved here.
+    pub fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        let seconds = (now - self.0).as_secs_f64();
+        self.0 = now;
+        seconds
     }
 }
 
@@ -149,6 +196,22 @@ impl Record {
     /// Adds a number; one that is not finite is written as null.
     pub fn number(&mut self, key: &str, value: f64) -> &mut Self {
         self.0.insert(key.into(), Value::from(value));
+        self
+    }
+
+    /// What a step asked of the device.
+    pub fn counters(&mut self, c: Counters) -> &mut Self {
+        let numbers = [
+            ("submissions", c.submissions),
+            ("dispatches", c.launches),
+            ("bytes_uploaded", c.bytes_uploaded),
+            ("bytes_read_back", c.bytes_read_back),
+            ("pipelines_created", c.pipelines_created),
+            ("bind_groups_created", c.bind_groups_created),
+        ];
+        for (name, number) in numbers {
+            self.0.insert(format!("device/{name}"), number.into());
+        }
         self
     }
 

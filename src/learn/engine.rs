@@ -1,10 +1,10 @@
 //! A model with everything a training pass over a forest needs: activations, the logits where a loss reads them, and the
 //! optimiser. Fine-tuning and policy optimisation differ only in the forest, the targets and dLoss/dlog-prob.
 
-use crate::device::{Buffer, DeviceRef, Slice, Stream};
-use crate::forest::{Forest, TokenIndex};
-use crate::kernels::{gather, log_softmax};
-use crate::model::backbone::TokenIndexSlices;
+use super::head::Head;
+use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
+use crate::forest::{Forest, Row};
+use crate::kernels::token_order::token_order;
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
 use crate::model::{Activations, Layout, Model, Weights};
@@ -48,13 +48,6 @@ impl Targets {
         self.push_row(row);
         self.tokens.push(token);
     }
-
-    /// `starts` closed with K.
-    fn closed_starts(&self) -> Vec<u32> {
-        let mut starts = self.starts.clone();
-        starts.push(self.tokens.len() as u32);
-        starts
-    }
 }
 
 /// Most tokens, scored rows and targets a pass may hold.
@@ -63,6 +56,8 @@ pub struct Capacity {
     pub tokens: usize,
     pub rows: usize,
     pub targets: usize,
+    /// Slots of the key/value caches, where decoding shares them; at least `tokens` there are.
+    pub slots: usize,
 }
 
 impl Capacity {
@@ -72,54 +67,34 @@ impl Capacity {
             tokens: self.tokens.max(other.tokens),
             rows: self.rows.max(other.rows),
             targets: self.targets.max(other.targets),
+            slots: self.slots.max(other.slots),
         }
     }
 }
 
-/// Logits at the scored rows and what is computed from them.
-pub struct Head {
-    /// u32 [R] forest rows; [R + 1] starts; [K] tokens.
-    pub rows: Buffer,
-    pub starts: Buffer,
-    pub tokens: Buffer,
-    hidden: Buffer,
-    d_hidden: Buffer,
-    logits: Buffer,
-    lse: Buffer,
-    /// [R] entropy of the policy over the vocabulary.
-    pub entropy: Buffer,
-    /// [K] log-probs of the targets.
-    pub logp: Buffer,
-    /// [K] dLoss/dlog-prob.
-    pub g: Buffer,
+/// [`Targets`] on the device: u32 [R], [R + 1], [K].
+#[derive(Clone, Copy, Debug)]
+pub struct TargetSlices {
+    pub rows: Slice,
+    pub starts: Slice,
+    pub tokens: Slice,
 }
 
-impl Head {
-    fn new(device: &DeviceRef, model: &Model, c: Capacity) -> Result<Head> {
-        let (v, d) = (model.architecture.vocab, model.architecture.hidden);
-        let buffer = |label, words| Buffer::new(device, label, words);
-        Ok(Head {
-            rows: buffer("scored rows", c.rows)?,
-            starts: buffer("target starts", c.rows + 1)?,
-            tokens: buffer("targets", c.targets)?,
-            hidden: buffer("scored hidden states", c.rows * d)?,
-            d_hidden: buffer("scored hidden-state gradient", c.rows * d)?,
-            logits: buffer("logits", c.rows * v)?,
-            lse: buffer("log-sums", c.rows)?,
-            entropy: buffer("entropies", c.rows)?,
-            logp: buffer("log-probs", c.targets)?,
-            g: buffer("log-prob gradient", c.targets)?,
-        })
-    }
-}
-
-/// Sizes of the forest being trained on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sizes {
-    pub tokens: usize,
-    pub rows: usize,
-    pub targets: usize,
-    distinct: usize,
+/// What a training pass is run on, on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Input {
+    /// [T, ROW] and the parent of each row.
+    pub rows: Slice,
+    pub parent: Slice,
+    /// [T] scratch: the rows by token.
+    pub order: Slice,
+    pub targets: TargetSlices,
+    /// T.
+    pub tokens: Size,
+    /// R.
+    pub scored: Size,
+    /// K.
+    pub count: Size,
 }
 
 pub struct Engine {
@@ -128,25 +103,33 @@ pub struct Engine {
     pub acts: Activations,
     pub head: Head,
     capacity: Capacity,
+    rows: Buffer,
+    parent: Buffer,
     order: Buffer,
-    token_starts: Buffer,
-    distinct_tokens: Buffer,
-    index: TokenIndex,
-    pub sizes: Sizes,
+    target_rows: Buffer,
+    target_starts: Buffer,
+    target_tokens: Buffer,
+    /// `target_starts` as uploaded, closed with K.
+    starts: Vec<u32>,
 }
 
 impl Engine {
-    pub fn new(model: Model, capacity: Capacity) -> Result<Engine> {
-        let device = &model.device.clone();
-        let acts = Activations::for_training(device, &model.architecture, capacity.tokens)?;
+    /// Buffers for passes of up to `capacity`; with `recompute`, layers keep their inputs only.
+    pub fn new(model: Model, capacity: Capacity, recompute: bool) -> Result<Engine> {
+        let (device, a) = (&model.device.clone(), &model.architecture);
+        let (tokens, slots) = (capacity.tokens, capacity.slots);
+        let acts = Activations::for_training(device, a, tokens, slots, recompute)?;
         let head = Head::new(device, &model, capacity)?;
+        let buffer = |label, words| Buffer::new(device, label, words);
         Ok(Engine {
             optimiser: Optimiser::new(device, &model.layout)?,
-            order: Buffer::new(device, "token order", capacity.tokens)?,
-            token_starts: Buffer::new(device, "token starts", capacity.tokens + 1)?,
-            distinct_tokens: Buffer::new(device, "distinct tokens", capacity.tokens)?,
-            index: TokenIndex::default(),
-            sizes: Sizes::default(),
+            rows: buffer("forest rows", tokens * Row::WORDS)?,
+            parent: buffer("forest parents", tokens)?,
+            order: buffer("token order", tokens)?,
+            target_rows: buffer("scored rows", capacity.rows)?,
+            target_starts: buffer("target starts", capacity.rows + 1)?,
+            target_tokens: buffer("targets", capacity.targets)?,
+            starts: Vec::new(),
             acts,
             head,
             model,
@@ -162,14 +145,23 @@ impl Engine {
         &self.model.layout
     }
 
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
     /// Uploads a forest and its targets. Errors: more than the capacity, tokens outside the vocabulary.
-    pub fn upload(&mut self, forest: &Forest, targets: &Targets) -> Result<()> {
+    pub fn upload(&mut self, forest: &Forest, targets: &Targets) -> Result<Input> {
         let c = self.capacity;
         ensure!(
-            targets.rows.len() <= c.rows && targets.len() <= c.targets && !targets.is_empty(),
-            "a batch of {} scored rows and {} targets does not fit {} and {}",
+            forest.len() <= c.tokens
+                && targets.rows.len() <= c.rows
+                && targets.len() <= c.targets
+                && !targets.is_empty(),
+            "a batch of {} tokens, {} scored rows and {} targets does not fit {}, {} and {}",
+            forest.len(),
             targets.rows.len(),
             targets.len(),
+            c.tokens,
             c.rows,
             c.targets
         );
@@ -177,102 +169,93 @@ impl Engine {
         if let Some(token) = targets.tokens.iter().find(|&&t| t as usize >= vocab) {
             anyhow::bail!("target token {token} is outside the model's vocabulary of {vocab}");
         }
-        self.model.upload(&self.acts, forest)?;
-        self.index.rebuild(forest);
-        self.order.write_u32(&self.index.order)?;
-        self.token_starts.write_u32(&self.index.starts)?;
-        self.distinct_tokens.write_u32(&self.index.tokens)?;
-        self.head.rows.write_u32(&targets.rows)?;
-        self.head.starts.write_u32(&targets.closed_starts())?;
-        self.head.tokens.write_u32(&targets.tokens)?;
-        self.sizes = Sizes {
-            tokens: forest.len(),
-            rows: targets.rows.len(),
-            targets: targets.len(),
-            distinct: self.index.tokens.len(),
-        };
-        Ok(())
+        self.model.check(&forest.rows)?;
+        self.rows.write_u32(forest.row_words())?;
+        self.parent.write_u32(&forest.parent)?;
+        self.target_rows.write_u32(&targets.rows)?;
+        self.starts.clear();
+        self.starts.extend_from_slice(&targets.starts);
+        self.starts.push(targets.len() as u32);
+        self.target_starts.write_u32(&self.starts)?;
+        self.target_tokens.write_u32(&targets.tokens)?;
+        Ok(Input {
+            rows: self.rows.all(),
+            parent: self.parent.all(),
+            order: self.order.all(),
+            targets: TargetSlices {
+                rows: self.target_rows.all(),
+                starts: self.target_starts.all(),
+                tokens: self.target_tokens.all(),
+            },
+            tokens: forest.len().into(),
+            scored: targets.rows.len().into(),
+            count: targets.len().into(),
+        })
     }
 
-    /// Records the forward pass of `model` (the trained one or a reference of the same shape) to the targets' log-probs.
-    pub fn forward(&self, s: &mut Stream, model: &Model, logp: Slice) {
-        let (n, d) = (self.sizes.rows, model.architecture.hidden);
-        let head = &self.head;
-        let pass = model.pass(&self.acts, self.sizes.tokens);
-        model.forward(s, &pass, &self.acts, self.acts.hidden);
-        gather::gather_rows(
-            s,
-            self.acts.hidden,
-            head.rows.all(),
-            head.hidden.all(),
-            n,
-            d,
-        );
-        model.logits(s, head.hidden.all(), n, head.logits.all());
-        log_softmax::forward(
-            s,
-            head.logits.all(),
-            head.starts.all(),
-            head.tokens.all(),
-            head.lse.all(),
-            head.entropy.all(),
-            logp,
-            n,
-            model.architecture.vocab,
-        );
+    /// The pass over an input.
+    pub fn pass(&self, input: &Input) -> Pass<'_> {
+        self.model.pass(input.rows, input.parent, input.tokens)
     }
 
-    /// The pass over the uploaded forest.
-    pub fn pass(&self) -> Pass<'_> {
-        self.model.pass(&self.acts, self.sizes.tokens)
+    /// Records the forward pass to the targets' log-probs.
+    pub fn forward(&self, s: &mut Stream, input: &Input, logp: Slice) {
+        self.forward_from(s, input, 0, logp);
+    }
+
+    /// As [`Engine::forward`], where the rows before `from` (a multiple of 64) have been run already.
+    pub fn forward_from(&self, s: &mut Stream, input: &Input, from: usize, logp: Slice) {
+        let (model, acts) = (&self.model, &self.acts);
+        let pass = self.pass(input).starting(from);
+        model.forward(s, &pass, acts, acts.hidden);
+        self.head.forward(s, model, acts.hidden, input, logp);
+    }
+
+    /// Records the forward pass of another model of the same shape, in other buffers, to the targets' log-probs.
+    pub fn forward_other(
+        &self,
+        s: &mut Stream,
+        model: &Model,
+        acts: &Activations,
+        input: &Input,
+        logp: Slice,
+    ) {
+        let pass = model.pass(input.rows, input.parent, input.tokens);
+        model.forward(s, &pass, acts, acts.hidden);
+        self.head.forward(s, model, acts.hidden, input, logp);
+    }
+
+    /// Records a forward and backward pass whose dLoss/dlog-prob, `head.g`, is known from the start; the log-probs are
+    /// left in `head.logp`.
+    pub fn forward_backward(&self, s: &mut Stream, input: &Input) {
+        let (model, acts) = (&self.model, &self.acts);
+        model.forward(s, &self.pass(input), acts, acts.hidden);
+        let d_hidden = self.d_hidden();
+        let dw = &self.optimiser.gradient;
+        self.head
+            .forward_backward(s, model, acts.hidden, input, d_hidden, dw);
+        self.backward_backbone(s, input);
     }
 
     /// Records the backward pass from `head.g` down to the gradient of the final hidden states (`grads.hidden`), which a
     /// value head may then add to. Consumes the logits.
-    pub fn backward_head(&self, s: &mut Stream) {
-        let (n, head) = (self.sizes.rows, &self.head);
-        let vocab = self.model.architecture.vocab;
-        let grads = self.acts.grads.as_ref().expect("training buffers");
-        log_softmax::backward(
-            s,
-            head.logits.all(),
-            head.lse.all(),
-            head.starts.all(),
-            head.tokens.all(),
-            head.g.all(),
-            n,
-            vocab,
-        );
-        crate::kernels::fill::fill_f32(s, grads.hidden, 0.0);
-        self.model.logits_backward(
-            s,
-            head.hidden.all(),
-            head.rows.all(),
-            n,
-            head.logits.all(),
-            head.d_hidden.all(),
-            grads.hidden,
-            &self.optimiser.gradient,
-        );
+    pub fn backward_head(&self, s: &mut Stream, input: &Input) {
+        let dw = &self.optimiser.gradient;
+        self.head
+            .backward(s, &self.model, input, self.d_hidden(), dw);
+    }
+
+    fn d_hidden(&self) -> Slice {
+        let grads = self.acts.grads.as_ref();
+        grads.expect("training buffers").hidden
     }
 
     /// Records the backward pass from `grads.hidden` to the weights' gradient.
-    pub fn backward_backbone(&self, s: &mut Stream) {
-        let index = TokenIndexSlices {
-            order: self.order.all(),
-            starts: self.token_starts.all(),
-            tokens: self.distinct_tokens.all(),
-            distinct: self.sizes.distinct,
-        };
+    pub fn backward_backbone(&self, s: &mut Stream, input: &Input) {
+        token_order(s, input.rows, input.order, input.tokens);
         let gradient: &Weights = &self.optimiser.gradient;
+        let pass = self.pass(input);
         self.model
-            .backward(s, &self.pass(), &self.acts, gradient, &index);
-    }
-
-    /// The logits [R, V] of the scored rows, until [`Engine::backward_head`] consumes them.
-    pub fn logits(&self) -> Slice {
-        self.head
-            .logits
-            .first(self.sizes.rows * self.model.architecture.vocab)
+            .backward(s, &pass, &self.acts, gradient, input.order);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Validation};
 use super::engine::{Capacity, Engine};
-use super::{rl, sft};
+use super::{rl, rollout, sft};
 use crate::config::{Arch, Candidates, Config};
 use crate::data::Dataset;
 use crate::decode::search::{Decoding, Searcher};
@@ -108,7 +108,7 @@ pub fn run(
     };
     context.elapsed_before = start.elapsed_seconds;
     let plan = sft::Plan::new(&context)?;
-    let rl_capacity = rl::capacity(config, data);
+    let rl_capacity = rollout::capacity(config, data)?;
     let sft_capacity = plan.capacity(data.catalog.levels(), context.attention());
     let capacity = match (stages.sft, stages.rl) {
         (true, true) => sft_capacity.max(rl_capacity),
@@ -118,6 +118,7 @@ pub fn run(
             tokens: 1,
             rows: 1,
             targets: 1,
+            slots: 1,
         },
     };
     let init = context.init();
@@ -135,7 +136,7 @@ pub fn run(
         Some(dir) => load_model(device, dir, data, positions, init)?,
         None => Model::initialised(device, &architecture(config, data), positions, init)?,
     };
-    let engine = Engine::new(model, capacity)?;
+    let engine = Engine::new(model, capacity, config.model.recompute)?;
     let tables = SidTables::new(data);
     let validation = Searcher::new(&engine.model, data, &Decoding::evaluation(config, data))?;
     let mut job = Job {

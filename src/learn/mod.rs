@@ -2,14 +2,14 @@
 
 pub mod context;
 pub mod engine;
-pub mod group;
+pub mod head;
 pub mod job;
 pub mod judge;
 pub mod oracle;
 pub mod policy;
 pub mod probe;
-pub mod rewards;
 pub mod rl;
+pub mod rollout;
 pub mod schedule;
 pub mod sequences;
 pub mod sft;

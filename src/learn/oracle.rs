@@ -6,11 +6,11 @@
 //! among its entries. Training needs only their sum per node; these functions run the same kernels on a tree without
 //! sharing for the entries' own parts.
 
-use super::rewards::{self, Embeddings};
 use super::tensors::{Output, floats, integers, shape_of};
 use crate::device::{Buffer, DeviceRef, Stream, read_f32};
 use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, Hyper, LogProbs, Loss, Metrics};
+use crate::kernels::reward::{self, Reward};
 use crate::kernels::td;
 use crate::kernels::tree_tables::Candidates;
 use anyhow::{Result, bail, ensure};
@@ -137,8 +137,8 @@ pub fn objective(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>
         beta: scalar(inputs, "hyper.beta")?,
         sibling_weight: scalar(inputs, "hyper.sibling_weight")?,
         mask_zero_variance: false,
-        prompts,
-        candidates: prompts * group,
+        prompts: prompts.into(),
+        candidates: (prompts * group).into(),
     };
 
     let tree = Tree::new(device, Candidates::shared(&paths, group, levels))?;
@@ -217,6 +217,60 @@ pub fn objective(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>
     ])
 }
 
+/// Step rewards [B, G, L] by the kernel. Every candidate is an SID of its own with its own embedding, and so is every
+/// target.
+fn step_rewards(
+    device: &DeviceRef,
+    (paths, targets): (&[u32], &[u32]),
+    (embedding, target_embedding): (&[f32], &[f32]),
+    weights: &[f32],
+    [prompts, group, levels, dim]: [usize; 4],
+) -> Result<Vec<f32>> {
+    let (mut picked, mut asked) = (Vec::new(), Vec::new());
+    for b in 0..prompts {
+        picked.extend([group as u32, group as u32, 0, 0]);
+        picked.extend(vec![0; levels + 1]);
+        for c in b * group..(b + 1) * group {
+            picked.push(c as u32);
+            picked.extend(&paths[c * levels..][..levels]);
+        }
+        asked.extend([0, 0, (prompts * group + b) as u32, 0]);
+        asked.extend(&targets[b * levels..][..levels]);
+    }
+    let words = |label, data: &[u32]| Buffer::with_u32(device, label, data);
+    let floats = |label, data: &[f32]| Buffer::with_f32(device, label, data);
+    let (picked, asked) = (words("candidates", &picked)?, words("targets", &asked)?);
+    let scores = Buffer::new(device, "scores", prompts * group * (2 + levels))?;
+    let sids = floats("level weights", weights)?;
+    let embeddings = floats("embeddings", &[embedding, target_embedding].concat())?;
+    let rewards = Buffer::new(device, "rewards", prompts * group)?;
+    let steps = Buffer::new(device, "step rewards", prompts * group * levels)?;
+    let on = Reward {
+        picked: picked.all(),
+        scores: scores.all(),
+        asked: asked.all(),
+        sids: sids.all(),
+        embeddings: embeddings.all(),
+        rewards: rewards.all(),
+        steps: steps.all(),
+    };
+    let params = reward::Params {
+        prompts: prompts as u32,
+        group: group as u32,
+        levels: levels as u32,
+        dim: dim as u32,
+        rule: 0.0,
+        rank: 0.0,
+        semantic: 0.0,
+        novelty: 0.0,
+        value: 0.0,
+    };
+    let mut stream = Stream::new();
+    reward::reward(&mut stream, on, params);
+    device.run(&stream)?;
+    steps.read_f32()
+}
+
 /// `value.safetensors`: candidates, target, embeddings, values and `hyper.*` to the step rewards, the targets, the loss
 /// and `dloss_dvalue`. Errors: as [`objective`].
 pub fn value(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>> {
@@ -237,18 +291,13 @@ pub fn value(device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<Output>> {
     let weights = floats(inputs, "hyper.level_weight", &[levels])?;
     let gamma = scalar(inputs, "hyper.gamma")?;
 
-    let mut step_reward = Vec::with_capacity(paths.len());
-    for b in 0..prompts {
-        step_reward.extend(rewards::step_rewards(
-            &paths[b * group * levels..][..group * levels],
-            &target[b * levels..][..levels],
-            Embeddings {
-                candidates: &embedding[b * group * dim..][..group * dim],
-                target: &target_embedding[b * dim..][..dim],
-            },
-            &weights,
-        ));
-    }
+    let step_reward = step_rewards(
+        device,
+        (&paths, &target),
+        (&embedding, &target_embedding),
+        &weights,
+        [prompts, group, levels, dim],
+    )?;
 
     let alone = Tree::new(device, Candidates::unshared(&paths, group, levels))?;
     let nodes = alone.tables.shape.nodes;

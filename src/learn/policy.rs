@@ -1,69 +1,56 @@
 //! One policy update: reference and policy log-probs over the packed trees, advantages, the objective, the value head's
-//! temporal-difference loss, backward, AdamW.
+//! temporal-difference loss, backward, AdamW. Recorded without a look at the rollout: how many nodes its trees have stays
+//! on the device.
 
 use super::context::Record;
 use super::engine::Engine;
-use super::group::Groups;
-use super::judge::Rewarded;
+use super::rollout::{Packed, Rollout};
 use crate::config::{Config, Loss, ScaleRewards};
 use crate::device::{ALIGN_WORDS, Buffer, Slice, Stream};
 use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, LogProbs};
-use crate::kernels::tree_tables::Shape;
-use crate::kernels::{reduce, td};
-use crate::model::Model;
+use crate::kernels::tree::FIGURES;
+use crate::kernels::{gather, grad_norm, reduce, td};
+use crate::model::activations::Activations;
 use crate::model::optimiser::Update;
-use crate::model::value_head::At;
+use crate::model::{Model, Weights};
 use anyhow::Result;
 
-/// The candidates of one part of a step with their rewards.
-pub struct Batch {
-    groups: Groups,
-    /// [B, G] and [B, G, L]; 0 for absent candidates.
-    rewards: Vec<f32>,
-    step_rewards: Vec<f32>,
-    shape: Shape,
-    present: usize,
-    /// Prompts whose rewards are not all equal.
-    varied: usize,
-}
-
-impl Batch {
-    pub fn new(groups: Groups, rewarded: &[Rewarded], group: usize, levels: usize) -> Batch {
-        let prompts = rewarded.len();
-        let mut rewards = vec![0.0; prompts * group];
-        let mut step_rewards = vec![0.0; prompts * group * levels];
-        for (b, r) in rewarded.iter().enumerate() {
-            rewards[b * group..][..r.rewards.len()].copy_from_slice(&r.rewards);
-            step_rewards[b * group * levels..][..r.steps.len()].copy_from_slice(&r.steps);
-        }
-        Batch {
-            shape: Shape {
-                prompts,
-                group,
-                levels,
-                nodes: groups.nodes(),
-            },
-            present: rewarded.iter().map(|r| r.rewards.len()).sum(),
-            varied: rewarded.iter().filter(|r| !r.is_flat()).count(),
-            groups,
-            rewards,
-            step_rewards,
-        }
-    }
-}
-
-/// Figures of one update.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PolicyMetrics {
+/// Figures of one step.
+#[derive(Clone, Debug, Default)]
+pub struct StepFigures {
     pub objective: objective::Metrics,
     pub value_loss: f32,
     pub entropy: f32,
+    pub grad_norm: f32,
+    /// Updates made so far in this stage; one whose gradient is not finite is not made.
+    pub updates: u64,
+    pub candidates: f64,
+    pub reward: f64,
+    pub reward_std: f64,
+    /// Prompts whose candidates all got the same reward, and those with the target among the candidates.
+    pub flat: f64,
+    pub hits: f64,
+    pub nodes: f64,
+    /// Backbone tokens of the search.
+    pub decode_cost: u64,
+    /// Groups of at least two siblings, by level.
+    pub sibling_groups: Vec<f64>,
 }
 
-impl PolicyMetrics {
-    pub fn record(&self, record: &mut Record) {
-        let o = &self.objective;
+impl StepFigures {
+    /// Adds what a metrics record says of a step of `prompts` prompts.
+    pub fn record(&self, prompts: usize, record: &mut Record) {
+        let (o, prompts) = (&self.objective, prompts as f64);
+        record
+            .number("reward", self.reward)
+            .number("reward_std", self.reward_std)
+            .number("frac_reward_zero_std", self.flat / prompts)
+            .number("frac_hit", self.hits / prompts)
+            .number("nodes", self.nodes / prompts);
+        for (level, &groups) in self.sibling_groups.iter().enumerate() {
+            record.number(&format!("sibling_groups/{}", level + 1), groups);
+        }
         record
             .number("loss", o.loss as f64)
             .number("policy_loss", o.policy as f64)
@@ -74,89 +61,95 @@ impl PolicyMetrics {
             .number("clip_ratio", (o.clip_low + o.clip_high) as f64)
             .number("clip_ratio/low_mean", o.clip_low as f64)
             .number("clip_ratio/high_mean", o.clip_high as f64)
-            .number("ratio", o.ratio as f64);
+            .number("ratio", o.ratio as f64)
+            .number("grad_norm", self.grad_norm as f64)
+            .number("decode_cost", self.decode_cost as f64 / prompts);
     }
-}
 
-/// What an update leaves for the host.
-pub struct UpdateResult {
-    pub metrics: PolicyMetrics,
-    pub grad_norm: f32,
-    pub finite: bool,
+    /// Whether the losses are numbers.
+    pub fn is_finite(&self) -> bool {
+        (self.objective.loss + self.value_loss).is_finite()
+    }
 }
 
 /// Log-probs a part keeps between the updates of one rollout.
 struct Kept {
     old: Buffer,
     reference: Option<Buffer>,
-    /// The objective's sums, the value loss, the sum of entropies: one aligned slot each.
-    metrics: Buffer,
 }
 
-impl Kept {
-    fn slot(&self, i: usize, words: usize) -> Slice {
-        self.metrics.slice(i * ALIGN_WORDS, words)
-    }
+/// What a part leaves in the metrics, one aligned slot each.
+#[derive(Clone, Copy)]
+enum Slot {
+    /// The rollout's [`FIGURES`] and levels.
+    Rollout,
+    /// The objective's sums.
+    Objective,
+    ValueLoss,
+    /// The sum of the scored rows' entropies.
+    Entropy,
 }
+const SLOTS: usize = 4;
 
 /// Device buffers of the objective.
 pub struct Policy {
     parts: Vec<Kept>,
-    rewards: Buffer,
-    step_rewards: Buffer,
-    cand_node: Buffer,
-    node_info: Buffer,
-    node_row: Buffer,
+    /// [parts, SLOTS, 64], and their sum over the parts: all that the host reads of a step, beside the norm.
+    metrics: Buffer,
+    sums: Buffer,
     advantages: Buffer,
     node_reward: Buffer,
     terms: Buffer,
+    /// [T] by row, and [K] by node.
+    row_values: Buffer,
     values: Buffer,
-    d_value: Buffer,
+    row_d_values: Buffer,
+    d_values: Buffer,
     td_target: Buffer,
     td_terms: Buffer,
-    stream: Stream,
+    /// Where the reference runs: the searcher's buffers, with a cache of its own.
+    other: Option<Activations>,
     hyper: objective::Hyper,
     scaling: Scaling,
     td: td::Hyper,
     detach: bool,
     /// Whether the value head is trained at all.
     value: bool,
+    levels: usize,
 }
 
 impl Policy {
-    /// For parts of up to `prompts` prompts.
-    pub fn new(engine: &Engine, config: &Config, prompts: usize, levels: usize) -> Result<Policy> {
-        let rl = &config.rl;
-        let candidates = prompts * rl.group;
-        let nodes = candidates * levels;
-        let device = engine.device();
+    pub fn new(engine: &Engine, config: &Config, rollout: &Rollout) -> Result<Policy> {
+        let (rl, device) = (&config.rl, engine.device());
+        let (levels, parts) = (rollout.levels(), rollout.parts());
+        let candidates = super::rollout::part(config) * rollout.group();
+        let (capacity, a) = (engine.capacity(), &engine.model.architecture);
+        let (tokens, nodes) = (capacity.tokens, capacity.targets);
         let buffer = |label, words| Buffer::new(device, label, words);
-        let parts = (0..rl.accumulate)
-            .map(|_| {
-                Ok(Kept {
-                    old: buffer("rollout log-probs", nodes)?,
-                    reference: (rl.kl_beta > 0.0)
-                        .then(|| buffer("reference log-probs", nodes))
-                        .transpose()?,
-                    metrics: buffer("update figures", 3 * ALIGN_WORDS)?,
-                })
+        let kept = (0..parts).map(|_| {
+            Ok(Kept {
+                old: buffer("rollout log-probs", nodes)?,
+                reference: (rl.kl_beta > 0.0)
+                    .then(|| buffer("reference log-probs", nodes))
+                    .transpose()?,
             })
-            .collect::<Result<Vec<_>>>()?;
+        });
+        let scratch = rollout.searcher.scratch();
+        let other = (rl.kl_beta > 0.0).then(|| scratch.with_own_cache(device, a, scratch.tokens));
         Ok(Policy {
-            parts,
-            rewards: buffer("rewards", candidates)?,
-            step_rewards: buffer("step rewards", nodes)?,
-            cand_node: buffer("candidates' nodes", nodes)?,
-            node_info: buffer("nodes", 4 * nodes)?,
-            node_row: buffer("nodes' rows", nodes)?,
+            parts: kept.collect::<Result<Vec<_>>>()?,
+            metrics: buffer("step figures by part", parts * SLOTS * ALIGN_WORDS)?,
+            sums: buffer("step figures", SLOTS * ALIGN_WORDS)?,
             advantages: buffer("advantages", candidates + nodes)?,
             node_reward: buffer("nodes' rewards", nodes)?,
             terms: buffer("objective terms", nodes * objective::TERMS)?,
+            row_values: buffer("values by row", tokens)?,
             values: buffer("values", nodes)?,
-            d_value: buffer("value gradient", nodes)?,
-            td_target: buffer("value targets", nodes)?,
+            row_d_values: buffer("value gradient by row", tokens)?,
+            d_values: buffer("value gradient", nodes)?,
+            td_target: buffer("value targets", candidates * levels)?,
             td_terms: buffer("value-loss terms", nodes)?,
-            stream: Stream::new(),
+            other: other.transpose()?,
             hyper: objective::Hyper {
                 loss: match rl.loss {
                     Loss::Grpo => objective::Loss::Grpo,
@@ -169,8 +162,8 @@ impl Policy {
                 beta: rl.kl_beta as f32,
                 sibling_weight: rl.sibling_weight as f32,
                 mask_zero_variance: rl.mask_zero_variance,
-                prompts: 0,
-                candidates: 0,
+                prompts: 0.into(),
+                candidates: 0.into(),
             },
             scaling: match rl.scale_rewards {
                 ScaleRewards::Group => Scaling::Group,
@@ -184,76 +177,78 @@ impl Policy {
             },
             detach: config.value.detach,
             value: rl.value_weight > 0.0,
+            levels,
         })
     }
 
-    /// One update over all parts of a rollout. In the rollout's `first` update the policy is the one that drew the
-    /// candidates: its log-probs, and the reference's, are kept for the later ones. With `value_only` the backbone rests.
-    pub fn update(
-        &mut self,
-        engine: &mut Engine,
-        reference: Option<&Model>,
-        batches: &[Batch],
-        update: &Update,
-        (first, value_only): (bool, bool),
-    ) -> Result<UpdateResult> {
-        let device = engine.device().clone();
-        let prompts = batches.iter().map(|b| b.shape.prompts).sum();
-        self.td.prompts = prompts;
-        self.hyper.prompts = match self.hyper.mask_zero_variance {
-            true => batches.iter().map(|b| b.varied).sum(),
-            false => prompts,
-        };
-        self.hyper.candidates = batches.iter().map(|b| b.present).sum();
-        for (i, batch) in batches.iter().enumerate() {
-            self.upload(engine, batch)?;
-            let mut s = std::mem::take(&mut self.stream);
-            s.clear();
-            if i == 0 {
-                Model::clear(&mut s, &engine.optimiser.gradient);
-            }
-            self.record(&mut s, engine, (i, batch), reference, (first, value_only));
-            if i + 1 == batches.len() {
-                // A resting backbone must not decay either.
-                let weight_decay = if value_only { 0.0 } else { update.weight_decay };
-                let update = Update {
-                    weight_decay,
-                    ..*update
-                };
-                engine
-                    .optimiser
-                    .step(&mut s, &engine.model.weights, &update);
-            }
-            let ran = device.run(&s);
-            self.stream = s;
-            ran?;
-        }
-        self.read(engine, batches)
+    fn slot(&self, part: usize, slot: Slot) -> Slice {
+        let at = (part * SLOTS + slot as usize) * ALIGN_WORDS;
+        self.metrics.slice(at, ALIGN_WORDS)
     }
 
-    fn upload(&self, engine: &mut Engine, batch: &Batch) -> Result<()> {
-        let groups = &batch.groups;
-        engine.upload(&groups.forest, &groups.targets)?;
-        self.rewards.write_f32(&batch.rewards)?;
-        self.step_rewards.write_f32(&batch.step_rewards)?;
-        self.cand_node.write_u32(&groups.cand_node)?;
-        self.node_info
-            .write_u32(bytemuck::cast_slice(&groups.node_info))?;
-        self.node_row.write_u32(&groups.node_row)
+    /// Where the rollout of part `number` leaves its figures.
+    pub fn rollout_figures(&self, number: usize) -> Slice {
+        self.slot(number, Slot::Rollout)
+            .first(FIGURES + self.levels)
+    }
+
+    /// Records one update over the first `parts` parts of a rollout of `prompts` prompts. In the rollout's `first` update
+    /// the policy is the one that drew the candidates: its log-probs, and the reference's, are kept for the later ones,
+    /// and, where there is one part, the passes over the prompts go on from the decoder's. With `value_only` the backbone
+    /// rests.
+    pub fn record(
+        &mut self,
+        s: &mut Stream,
+        engine: &Engine,
+        rollout: &Rollout,
+        reference: Option<&Model>,
+        (parts, prompts): (usize, usize),
+        update: &Update,
+        (first, value_only): (bool, bool),
+    ) {
+        self.td.prompts = prompts;
+        self.hyper.prompts = match self.hyper.mask_zero_variance {
+            true => rollout.varied(prompts),
+            false => prompts.into(),
+        };
+        self.hyper.candidates = rollout.present(prompts);
+        Model::clear(s, &engine.optimiser.gradient);
+        for number in 0..parts {
+            let packed = rollout.packed(number);
+            // How far the passes have got already: backbone, value head's block.
+            let run = match first && parts == 1 {
+                true if rollout.is_valued() => [packed.tree_begin; 2],
+                true => [packed.tree_begin, 0],
+                false => [0; 2],
+            };
+            let flags = (first, value_only);
+            self.record_part(s, engine, (number, &packed), reference, run, flags);
+        }
+        // A resting backbone must not decay either.
+        let weight_decay = if value_only { 0.0 } else { update.weight_decay };
+        let update = Update {
+            weight_decay,
+            ..*update
+        };
+        engine.optimiser.step(s, &engine.model.weights, &update);
+        let columns = SLOTS * ALIGN_WORDS;
+        reduce::columns(s, self.metrics.all(), self.sums.all(), parts, columns);
     }
 
     /// Records the passes over one part.
-    fn record(
+    fn record_part(
         &self,
         s: &mut Stream,
         engine: &Engine,
-        (i, batch): (usize, &Batch),
+        (number, packed): (usize, &Packed),
         reference: Option<&Model>,
+        [run, value_run]: [usize; 2],
         (first, value_only): (bool, bool),
     ) {
-        let (kept, shape) = (&self.parts[i], batch.shape);
+        let (kept, input, shape) = (&self.parts[number], &packed.input, packed.shape);
         if first && let (Some(model), Some(logp)) = (reference, &kept.reference) {
-            engine.forward(s, model, logp.all());
+            let acts = self.other.as_ref().expect("buffers of the reference");
+            engine.forward_other(s, model, acts, input, logp.all());
         }
         // In the first update old and new log-probs are the same numbers: one slice is both.
         let logp = if first {
@@ -261,18 +256,14 @@ impl Policy {
         } else {
             engine.head.logp.all()
         };
-        engine.forward(s, &engine.model, logp);
-        reduce::columns(
-            s,
-            engine.head.entropy.all(),
-            kept.slot(2, 1),
-            engine.sizes.rows,
-            1,
-        );
-        let (cand_node, node_info) = (self.cand_node.all(), self.node_info.all());
+        engine.forward_from(s, input, run, logp);
+        let entropy = engine.head.entropy.all();
+        let sum = self.slot(number, Slot::Entropy).first(1);
+        reduce::columns(s, entropy, sum, input.scored, 1);
+        let (cand_node, node_info) = (packed.cand_node, packed.node_info);
         advantage::advantage(
             s,
-            self.rewards.all(),
+            packed.rewards,
             cand_node,
             node_info,
             self.advantages.all(),
@@ -293,78 +284,98 @@ impl Policy {
             objective::Outputs {
                 g: engine.head.g.all(),
                 terms: self.terms.all(),
-                sums: kept.slot(0, objective::TERMS),
+                sums: self.slot(number, Slot::Objective).first(objective::TERMS),
             },
             shape,
             self.hyper,
         );
         if !value_only {
-            engine.backward_head(s);
+            engine.backward_head(s, input);
         }
         if self.value {
-            let rows = (self.node_row.all(), shape.nodes);
-            let (pass, at) = (engine.pass(), At::Rows(rows.0, rows.1));
-            let model = &engine.model;
-            model.value(
-                s,
-                &pass,
-                &engine.acts,
-                engine.acts.hidden,
-                at,
-                self.values.all(),
-            );
-            let outputs = td::Outputs {
-                target: self.td_target.all(),
-                dvalue: self.d_value.all(),
-                terms: self.td_terms.all(),
-                loss: kept.slot(1, 1),
-            };
-            let step_rewards = self.step_rewards.all();
-            td::td(
-                s,
-                self.values.all(),
-                step_rewards,
-                cand_node,
-                node_info,
-                outputs,
-                shape,
-                self.td,
-            );
-            let gradient = &engine.optimiser.gradient;
+            let loss = self.slot(number, Slot::ValueLoss).first(1);
+            self.value(s, engine, packed, value_run, loss);
+            let gradient: &Weights = &engine.optimiser.gradient;
             let detach = self.detach || value_only;
-            let d_value = self.d_value.all();
-            model.value_backward(s, &pass, &engine.acts, rows, d_value, gradient, detach);
+            let asked = (packed.tree_begin, self.row_d_values.all());
+            let pass = engine.pass(input);
+            let (model, acts) = (&engine.model, &engine.acts);
+            model.value_backward(s, &pass, acts, asked, gradient, detach);
         }
         if !value_only {
-            engine.backward_backbone(s);
+            engine.backward_backbone(s, input);
         }
     }
 
-    fn read(&self, engine: &Engine, batches: &[Batch]) -> Result<UpdateResult> {
-        let mut slices: Vec<Slice> = vec![engine.optimiser.norm()];
-        slices.extend(self.parts[..batches.len()].iter().map(|p| p.metrics.all()));
-        let read = engine.device().read(&slices)?;
-        let float = |w: u32| f32::from_bits(w);
-        let mut sums = [0.0f32; objective::TERMS];
-        let (mut value_loss, mut entropy, mut rows) = (0.0, 0.0, 0);
-        for (words, batch) in read[1..].iter().zip(batches) {
-            for (sum, &w) in sums.iter_mut().zip(words) {
-                *sum += float(w);
-            }
-            value_loss += float(words[ALIGN_WORDS]);
-            entropy += float(words[2 * ALIGN_WORDS]);
-            rows += batch.groups.targets.rows.len();
-        }
-        let metrics = PolicyMetrics {
-            objective: objective::Metrics::from_sums(&sums, self.hyper.sibling_weight),
-            value_loss: if self.value { value_loss } else { 0.0 },
-            entropy: entropy / rows.max(1) as f32,
+    /// Records the values of the trees' nodes, the temporal-difference loss and its gradient by row; the block's keys are
+    /// there for the rows before `run`.
+    fn value(&self, s: &mut Stream, engine: &Engine, packed: &Packed, run: usize, loss: Slice) {
+        let (model, acts) = (&engine.model, &engine.acts);
+        let pass = engine.pass(&packed.input);
+        model.value_keys(s, &pass.starting(run), &acts.value_block);
+        let trees = pass.starting(packed.tree_begin);
+        let rows = self.row_values.all();
+        model.value(s, &trees, &acts.value_block, &acts.value, rows);
+        let (values, nodes) = (self.values.all(), packed.shape.nodes);
+        gather::gather_rows(s, rows, packed.node_row, values, nodes, 1);
+        let outputs = td::Outputs {
+            target: self.td_target.all(),
+            dvalue: self.d_values.all(),
+            terms: self.td_terms.all(),
+            loss,
         };
-        let loss = metrics.objective.loss + metrics.value_loss;
-        Ok(UpdateResult {
-            metrics,
-            grad_norm: float(read[0][0]),
-            finite: loss.is_finite() && float(read[0][2]) == 1.0,
-        })
+        td::td(
+            s,
+            values,
+            packed.steps,
+            packed.cand_node,
+            packed.node_info,
+            outputs,
+            packed.shape,
+            self.td,
+        );
+        let (by_node, by_row) = (self.d_values.all(), self.row_d_values.all());
+        crate::kernels::fill::fill_f32(s, by_row, 0.0);
+        gather::scatter_add_rows(s, by_node, packed.node_row, by_row, nodes, 1);
+    }
+
+    /// All that the host reads of a step, once it has run: about 1 KiB.
+    pub fn figures(&self, engine: &Engine) -> [Slice; 2] {
+        [self.sums.all(), engine.optimiser.norm()]
+    }
+
+    /// What the words of [`Policy::figures`] say.
+    pub fn parse(&self, words: &[Vec<u32>]) -> StepFigures {
+        let float = |w: u32| f32::from_bits(w);
+        let slot = |slot: Slot| -> Vec<f32> {
+            let words = &words[0][slot as usize * ALIGN_WORDS..][..ALIGN_WORDS];
+            words.iter().copied().map(float).collect()
+        };
+        let (rollout, sums) = (slot(Slot::Rollout), slot(Slot::Objective));
+        let [candidates, reward, squares] = [0, 1, 2].map(|i| rollout[i] as f64);
+        let mean = reward / candidates.max(1.0);
+        let variance = (squares - reward * mean) / (candidates - 1.0).max(1.0);
+        StepFigures {
+            objective: objective::Metrics::from_sums(&sums, self.hyper.sibling_weight),
+            value_loss: if self.value {
+                slot(Slot::ValueLoss)[0]
+            } else {
+                0.0
+            },
+            entropy: slot(Slot::Entropy)[0] / rollout[7].max(1.0),
+            grad_norm: float(words[1][0]),
+            updates: float(words[1][grad_norm::APPLIED]) as u64,
+            candidates,
+            reward: mean,
+            reward_std: variance.max(0.0).sqrt(),
+            flat: rollout[3] as f64,
+            hits: rollout[4] as f64,
+            nodes: rollout[5] as f64,
+            decode_cost: rollout[6] as u64,
+            sibling_groups: rollout[FIGURES..][..self.levels]
+                .iter()
+                .map(|&g| g as f64)
+                .collect(),
+        }
     }
 }

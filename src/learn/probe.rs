@@ -1,7 +1,7 @@
 //! Answers to the files another framework made (`vstar probe`): the inputs of `forward.safetensors` or `tree.safetensors`
 //! in, the same-named outputs out.
 
-use super::engine::{Capacity, Engine, Targets};
+use super::engine::{Capacity, Engine, Input, Targets};
 use super::sequences::push_tree;
 use super::tensors::{Output, floats, integers};
 use crate::device::{Buffer, Stream};
@@ -9,7 +9,6 @@ use crate::forest::{Forest, NONE, Node, PromptAttention};
 use crate::kernels::reduce;
 use crate::model::Model;
 use crate::model::layout::parts;
-use crate::model::value_head::At;
 use anyhow::{Context, Result, ensure};
 use safetensors::SafeTensors;
 
@@ -52,15 +51,16 @@ fn gradients(engine: &Engine, with_value_head: bool) -> Result<Vec<Output>> {
         .collect())
 }
 
-fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<Engine> {
+fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engine, Input)> {
     let capacity = Capacity {
         tokens: forest.len(),
         rows: targets.rows.len(),
         targets: targets.len(),
+        slots: 0,
     };
-    let mut engine = Engine::new(model, capacity)?;
-    engine.upload(forest, targets)?;
-    Ok(engine)
+    let mut engine = Engine::new(model, capacity, false)?;
+    let input = engine.upload(forest, targets)?;
+    Ok((engine, input))
 }
 
 /// How long the longest document of a probe file is: the positions its model must be made for.
@@ -89,12 +89,12 @@ pub fn forward(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Out
         targets.push_row(first + document.len() as u32 - 1);
     }
     let vocab = model.architecture.vocab;
-    let engine = engine_for(model, &forest, &targets)?;
+    let (engine, input) = engine_for(model, &forest, &targets)?;
     let count = targets.len();
     engine.head.g.write_f32(&vec![-1.0 / count as f32; count])?;
     let loss = Buffer::new(&device, "loss", 1)?;
     let mut s = Stream::new();
-    engine.forward(&mut s, &engine.model, engine.head.logp.all());
+    engine.forward(&mut s, &input, engine.head.logp.all());
     reduce::dot(
         &mut s,
         engine.head.logp.all(),
@@ -103,7 +103,7 @@ pub fn forward(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Out
         count,
     );
     device.run(&s)?;
-    let packed = crate::device::read_f32(&device, engine.logits())?;
+    let packed = crate::device::read_f32(&device, engine.head.logits(&input, vocab))?;
     let width = tokens.0[1];
     let mut logits = vec![0.0; lengths.len() * width * vocab];
     for (i, span) in forest.documents.iter().enumerate() {
@@ -116,8 +116,8 @@ pub fn forward(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Out
     ];
     if grad {
         s.clear();
-        engine.backward_head(&mut s);
-        engine.backward_backbone(&mut s);
+        engine.backward_head(&mut s, &input);
+        engine.backward_backbone(&mut s, &input);
         device.run(&s)?;
         out.extend(gradients(&engine, false)?);
     }
@@ -176,35 +176,30 @@ pub fn tree(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Output
         }
     }
     let vocab = model.architecture.vocab;
-    let engine = engine_for(model, &forest, &targets)?;
+    let (engine, input) = engine_for(model, &forest, &targets)?;
     let present: Vec<usize> = (0..documents * width)
         .filter(|&n| row_of[n] != NONE)
         .collect();
-    let value_rows: Vec<u32> = present.iter().map(|&n| row_of[n]).collect();
-    let index = Buffer::with_u32(&device, "value rows", &value_rows)?;
-    let value = Buffer::new(&device, "values", present.len())?;
+    let value = Buffer::new(&device, "values", forest.len())?;
     let mut s = Stream::new();
-    engine.forward(&mut s, &engine.model, engine.head.logp.all());
-    let at = At::Rows(index.all(), present.len());
-    engine.model.value(
-        &mut s,
-        &engine.pass(),
-        &engine.acts,
-        engine.acts.hidden,
-        at,
-        value.all(),
-    );
+    engine.forward(&mut s, &input, engine.head.logp.all());
+    let (pass, acts) = (engine.pass(&input), &engine.acts);
+    let block = &acts.value_block;
+    engine.model.value_keys(&mut s, &pass, block);
+    engine
+        .model
+        .value(&mut s, &pass, block, &acts.value, value.all());
     device.run(&s)?;
     let logp = engine.head.logp.read_f32()?;
     let values = value.read_f32()?;
-    let scored = crate::device::read_f32(&device, engine.logits())?;
+    let scored = crate::device::read_f32(&device, engine.head.logits(&input, vocab))?;
     let shape = vec![documents, width];
     let mut node_logprob = vec![0.0; documents * width];
     let mut node_value = vec![0.0; documents * width];
     let mut next_logits = vec![0.0; documents * width * vocab];
-    for (k, &n) in present.iter().enumerate() {
+    for &n in &present {
         node_logprob[n] = logp[target_of[n] as usize];
-        node_value[n] = values[k];
+        node_value[n] = values[row_of[n] as usize];
         let at = targets
             .rows
             .binary_search(&row_of[n])
@@ -228,20 +223,22 @@ pub fn tree(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Output
             g[target_of[n] as usize] = weight[n];
         }
         engine.head.g.write_f32(&g)?;
-        let d_value: Vec<f32> = present.iter().map(|&n| value_weight[n]).collect();
+        let mut d_value = vec![0.0; forest.len()];
+        for &n in &present {
+            d_value[row_of[n] as usize] = value_weight[n];
+        }
         let d_value = Buffer::with_f32(&device, "value gradient", &d_value)?;
         s.clear();
-        engine.backward_head(&mut s);
+        engine.backward_head(&mut s, &input);
         engine.model.value_backward(
             &mut s,
-            &engine.pass(),
+            &engine.pass(&input),
             &engine.acts,
-            (index.all(), present.len()),
-            d_value.all(),
+            (0, d_value.all()),
             &engine.optimiser.gradient,
             false,
         );
-        engine.backward_backbone(&mut s);
+        engine.backward_backbone(&mut s, &input);
         device.run(&s)?;
         out.extend(gradients(&engine, true)?);
     }

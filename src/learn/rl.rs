@@ -4,23 +4,22 @@
 //! Departures from the paper, by configuration: `rl.decode = beam | sample` instead of value-guided decoding,
 //! `rl.sibling_weight = 0` for plain group advantages. The two together are GRPO.
 
-use super::context::{Context, Faults, Record, Validation};
-use super::engine::{Capacity, Engine};
-use super::group::Groups;
-use super::judge::Judge;
-use super::policy::{Batch, Policy, PolicyMetrics};
+use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
+use super::engine::Engine;
+use super::policy::{Policy, StepFigures};
+use super::rollout::{self, Question, Rollout};
 use super::schedule::LearningRate;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::decode::search::{Decoding, Searcher};
+use crate::device::{Counters, Reading, Stream};
+use crate::kernels::lerp::lerp;
 use crate::model::Model;
 use crate::model::checkpoint::{load_blocks, save_blocks};
 use crate::model::optimiser::Update;
-use crate::rng::{Rng, Stream};
+use crate::rng::{self, Rng};
 use crate::run::State;
 use anyhow::{Result, ensure};
 use std::path::Path;
-use std::time::Instant;
 
 /// Where a stage ends: after a number of steps, or of decode tokens.
 #[derive(Clone, Copy, Debug)]
@@ -42,30 +41,6 @@ impl Limit {
     }
 }
 
-/// Prompts in one part of a step.
-fn part(config: &Config) -> usize {
-    config.rl.prompts.div_ceil(config.rl.accumulate)
-}
-
-/// The most a part of a step can need.
-pub fn capacity(config: &Config, data: &Dataset) -> Capacity {
-    let (prompts, levels) = (part(config), data.catalog.levels());
-    let prompt = 1 + data.max_history * levels;
-    let nodes = config.rl.group * levels;
-    Capacity {
-        tokens: prompts * (prompt + nodes),
-        // The prompt's end and every node above the leaves.
-        rows: prompts * (1 + config.rl.group * (levels - 1)),
-        targets: prompts * nodes,
-    }
-}
-
-/// A question drawn from the training sequences: a history and the item that followed it.
-struct Question<'a> {
-    history: &'a [u32],
-    target: u32,
-}
-
 /// The prompts of a step: a training sequence with at least two items and a place in it, both drawn uniformly.
 fn questions<'a>(
     data: &'a Dataset,
@@ -76,7 +51,7 @@ fn questions<'a>(
 ) -> Vec<Question<'a>> {
     (0..count)
         .map(|i| {
-            let mut rng = Rng::new(seed, Stream::Prompts, step as u32, i as u32);
+            let mut rng = Rng::new(seed, rng::Stream::Prompts, step as u32, i as u32);
             let sequence = &data.train[usable[rng.below(usable.len())] as usize];
             let at = 1 + rng.below(sequence.len() - 1);
             Question {
@@ -87,17 +62,117 @@ fn questions<'a>(
         .collect()
 }
 
-/// Sums over a rollout's parts.
-#[derive(Default)]
-struct Totals {
-    rewards: Vec<f32>,
-    groups: usize,
-    flat_groups: usize,
-    hits: usize,
-    nodes: usize,
-    sibling_groups: Vec<usize>,
-    decode_cost: u64,
-    policy: PolicyMetrics,
+/// One step of reinforcement learning on the device: rollout and updates, submitted without a look at what comes out.
+pub struct Stepper {
+    pub rollout: Rollout,
+    pub policy: Policy,
+    stream: Stream,
+}
+
+/// A step whose figures are on their way.
+pub struct Submitted {
+    reading: Reading,
+    pub counters: Counters,
+}
+
+impl Stepper {
+    /// For the engine's model. Errors: as [`Rollout::new`].
+    pub fn new(engine: &Engine, config: &Config, data: &Dataset) -> Result<Stepper> {
+        let rollout = Rollout::new(engine, config, data)?;
+        let policy = Policy::new(engine, config, &rollout)?;
+        Ok(Stepper {
+            rollout,
+            policy,
+            stream: Stream::new(),
+        })
+    }
+
+    /// Submits a step on `asked`, in parts of `part` questions: decoding, rewards, `updates` updates. One part is one
+    /// submission; several are one each, and one for the updates. `step` numbers it in draws.
+    pub fn submit(
+        &mut self,
+        engine: &Engine,
+        data: &Dataset,
+        (asked, part, step): (&[Question], usize, u32),
+        reference: Option<&Model>,
+        (updates, update, value_only): (usize, &Update, bool),
+    ) -> Result<Submitted> {
+        let device = engine.device();
+        let before = device.counters();
+        let s = &mut self.stream;
+        s.clear();
+        let mut first = 0;
+        let parts = asked.len().div_ceil(part);
+        for (number, questions) in asked.chunks(part).enumerate() {
+            let sums = self.policy.rollout_figures(number);
+            let numbers = (step, first);
+            let of = (number, questions);
+            self.rollout.record(s, engine, data, of, numbers, sums)?;
+            first += questions.len() as u32;
+            if parts > 1 {
+                device.run(s)?;
+                s.clear();
+            }
+        }
+        for number in 0..updates {
+            let (rollout, of) = (&self.rollout, (parts, asked.len()));
+            let flags = (number == 0, value_only);
+            self.policy
+                .record(s, engine, rollout, reference, of, update, flags);
+        }
+        device.run(s)?;
+        let reading = device.begin_reading(&self.policy.figures(engine))?;
+        Ok(Submitted {
+            reading,
+            counters: device.counters() - before,
+        })
+    }
+
+    /// Waits for a step's figures.
+    pub fn wait(&self, submitted: Submitted) -> Result<StepFigures> {
+        Ok(self.policy.parse(&submitted.reading.wait()?))
+    }
+}
+
+/// A submitted step that is not in the records yet.
+struct Ahead {
+    step: u64,
+    lr: f32,
+    prompts: usize,
+    updates: u64,
+    submitted: Submitted,
+}
+
+impl Ahead {
+    /// Waits for the step's figures and takes note of them; its record, and whether it counts.
+    fn settle(
+        self,
+        stepper: &Stepper,
+        context: &Context,
+        state: &mut State,
+        (faults, pace): (&mut Faults, &mut Pace),
+    ) -> Result<(StepRecord, bool)> {
+        let counters = self.submitted.counters;
+        let figures = stepper.wait(self.submitted)?;
+        let finite = figures.is_finite() && figures.updates == state.updates + self.updates;
+        state.updates = figures.updates;
+        state.decode_tokens += figures.decode_cost;
+        let counts = faults.check((self.step, finite), state, &context.checkpoints)?;
+        let mut record = Record::default();
+        figures.record(self.prompts, &mut record);
+        record
+            .number("lr", self.lr as f64)
+            .number("decode_tokens", state.decode_tokens as f64)
+            .number("step_time", pace.lap())
+            .counters(counters);
+        let record = StepRecord {
+            stage: state.stage,
+            step: self.step,
+            shown: vec![("reward", figures.reward)],
+            record,
+        };
+        Ok((record, counts))
+    }
 }
 
 /// Runs a stage from `state` until `limit`; the engine ends up with the weights of the best validation, if there was any.
@@ -122,14 +197,9 @@ pub fn run(
         false => None,
         true => Some(reference_model(context, engine, &state, origin)?),
     };
-    let mut searcher = Searcher::new(
-        &engine.model,
-        data,
-        &Decoding::rollout(config, data, part(config)),
-    )?;
-    let mut policy = Policy::new(engine, config, part(config), data.catalog.levels())?;
-    let judge = Judge::new(config, data)?;
-    let total = limit.total((rl.prompts * searcher.budget()) as u64);
+    let mut stepper = Stepper::new(engine, config, data)?;
+    let per_step = (rl.prompts * stepper.rollout.searcher.budget()) as u64;
+    let total = limit.total(per_step);
     let rate = LearningRate {
         schedule: rl.schedule,
         peak: rl.lr,
@@ -151,127 +221,81 @@ pub fn run(
             .metrics
             .write(stage, 0, &record.validation(&before).0)?;
     }
+    engine.optimiser.set_applied(state.updates)?;
+    let mut ahead: Option<Ahead> = None;
+    let mut pace = Pace::start();
     while !limit.reached(&state) && !stopped(&state) {
-        let started = Instant::now();
         let lr = rate.at(state.step);
         let asked = questions(data, &usable, rl.prompts, config.seed, state.step);
-        let parts = asked.chunks(part(config));
-        let (batches, mut totals) = roll_out(
-            context,
-            config,
+        let update = Update {
+            lr,
+            beta1: rl.beta1 as f32,
+            beta2: rl.beta2 as f32,
+            eps: rl.adam_eps as f32,
+            weight_decay: rl.weight_decay as f32,
+            clip_norm: rl.clip_norm as f32,
+        };
+        let value_only = state.step < rl.value_warmup_steps as u64;
+        let submitted = stepper.submit(
             engine,
-            parts,
-            &mut searcher,
-            &judge,
-            state.step,
+            data,
+            (&asked, rollout::part(config), state.step as u32),
+            reference.as_ref(),
+            (rl.updates, &update, value_only),
         )?;
-        state.decode_tokens += totals.decode_cost;
-        let mut norm = 0.0;
-        let mut finite = true;
-        for number in 0..rl.updates {
-            let applied = state.step * rl.updates as u64 + number as u64 - state.skipped_steps;
-            let update = Update {
-                lr,
-                beta1: rl.beta1 as f32,
-                beta2: rl.beta2 as f32,
-                eps: rl.adam_eps as f32,
-                weight_decay: rl.weight_decay as f32,
-                clip_norm: rl.clip_norm as f32,
-                step: (applied + 1) as u32,
-            };
-            let value_only = state.step < rl.value_warmup_steps as u64;
-            let flags = (number == 0, value_only);
-            let result = policy.update(engine, reference.as_ref(), &batches, &update, flags)?;
-            totals.policy = result.metrics;
-            norm = result.grad_norm;
-            finite &= result.finite;
-        }
         state.step += 1;
-        let counts = faults.check(finite, &mut state, &context.checkpoints)?;
         if let Some(reference) = &reference
             && rl.ref_sync_steps > 0
             && state.step.is_multiple_of(rl.ref_sync_steps as u64)
         {
             mix(reference, &engine.model, rl.ref_mix as f32)?;
         }
-        let mut record = totals.record();
-        record
-            .number("grad_norm", norm as f64)
-            .number("lr", lr as f64)
-            .number("decode_tokens", state.decode_tokens as f64)
-            .number("decode_cost", totals.decode_cost as f64 / rl.prompts as f64)
-            .number("step_time", started.elapsed().as_secs_f64());
-        let mut shown = vec![("reward", totals.mean_reward())];
-        let last = limit.reached(&state);
-        let mut improved = false;
-        if rl.eval_every > 0 && state.step.is_multiple_of(rl.eval_every as u64) || last {
-            let validation = validate(&engine.model)?;
-            record.validation(&validation);
-            shown.extend([("hr@10", validation.hr10), ("ndcg@10", validation.ndcg10)]);
-            improved = state.note_validation(validation.metric);
+        let next = Ahead {
+            step: state.step,
+            lr,
+            prompts: asked.len(),
+            updates: rl.updates as u64,
+            submitted,
+        };
+        // The step before has had all this time to finish.
+        if let Some(before) = ahead.replace(next) {
+            let meters = (&mut faults, &mut pace);
+            let (record, _) = before.settle(&stepper, context, &mut state, meters)?;
+            record.write(context, None)?;
         }
-        if state
-            .step
-            .is_multiple_of(context.config.run.log_every as u64)
-            || last
-        {
-            context.metrics.write(stage, state.step, &record.0)?;
-            context.progress.step(state.step, &shown);
-        }
+        let evaluate = rl.eval_every > 0 && state.step.is_multiple_of(rl.eval_every as u64);
         let every = context.config.run.checkpoint_every as u64;
+        let due = every > 0 && state.step.is_multiple_of(every);
+        // What is under way may be the last step, or spend what tokens there are.
+        if !(evaluate || due || limit.reached(&state.after(per_step))) {
+            continue;
+        }
+        let now = ahead.take().expect("just submitted");
+        let meters = (&mut faults, &mut pace);
+        let (record, counts) = now.settle(&stepper, context, &mut state, meters)?;
+        let last = limit.reached(&state);
+        let validation = match evaluate || last {
+            true => Some(validate(&engine.model)?),
+            false => None,
+        };
+        // Before the checkpoint of the same step: a resumed run keeps the records up to it.
+        record.write(context, validation.as_ref())?;
+        let improved = validation.is_some_and(|v| state.note_validation(v.metric));
         // After a skipped step the checkpoint before may be the last good one.
-        let due = counts && every > 0 && state.step.is_multiple_of(every);
-        if due || improved || last || stopped(&state) {
-            save(
-                context,
-                engine,
-                &mut state,
-                reference.as_ref(),
-                rl.ref_sync_steps > 0,
-            )?;
+        if due && counts || improved || last || stopped(&state) {
+            let moves = rl.ref_sync_steps > 0;
+            save(context, engine, &mut state, reference.as_ref(), moves)?;
         }
         if improved {
             context.checkpoints.mark_best(stage, state.step)?;
         }
+        pace = Pace::start();
     }
     context.progress.finish();
     if let Some(best) = context.checkpoints.best(stage)? {
         context.restore_weights(&engine.model, &best)?;
     }
     Ok(state)
-}
-
-/// Decodes and rewards the questions of a step, part by part, and packs each part's candidates as trees.
-fn roll_out<'q>(
-    context: &Context,
-    config: &Config,
-    engine: &Engine,
-    parts: impl Iterator<Item = &'q [Question<'q>]>,
-    searcher: &mut Searcher,
-    judge: &Judge,
-    step: u64,
-) -> Result<(Vec<Batch>, Totals)> {
-    let (catalog, group) = (&context.data.catalog, config.rl.group);
-    let levels = catalog.levels();
-    let (mut batches, mut totals) = (Vec::new(), Totals::default());
-    let mut first = 0;
-    for asked in parts {
-        let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
-        let decoded = searcher.search(&engine.model, catalog, &histories, step as u32, first)?;
-        first += asked.len() as u32;
-        let mut groups = Groups::default();
-        let mut rewarded = Vec::with_capacity(asked.len());
-        for (question, found) in asked.iter().zip(&decoded) {
-            let prompt = catalog.prompt(question.history);
-            let candidates = found.candidates.iter().map(|c| c.tokens.as_slice());
-            groups.push(&prompt, candidates, group, levels, context.attention());
-            rewarded.push(judge.reward(question.target, &found.candidates));
-            totals.decode_cost += found.cost as u64;
-        }
-        totals.note(&groups, &rewarded, levels);
-        batches.push(Batch::new(groups, &rewarded, group, levels));
-    }
-    Ok((batches, totals))
 }
 
 const REFERENCE: &str = "reference.safetensors";
@@ -295,15 +319,14 @@ fn reference_model(
     Ok(model)
 }
 
-/// `reference = mix policy + (1 - mix) reference`.
+/// `reference = mix policy + (1 - mix) reference`, on the device.
 fn mix(reference: &Model, policy: &Model, mix: f32) -> Result<()> {
-    let mut blocks = reference.weights.read()?;
-    for (block, new) in blocks.iter_mut().zip(policy.weights.read()?) {
-        for (r, p) in block.iter_mut().zip(new) {
-            *r += mix * (p - *r);
-        }
+    let mut s = Stream::new();
+    let blocks = policy.weights.blocks.iter().zip(&reference.weights.blocks);
+    for (from, to) in blocks {
+        lerp(&mut s, from.all(), to.all(), mix, to.len());
     }
-    reference.weights.write(&blocks)
+    policy.device.run(&s)
 }
 
 /// Saves a checkpoint, with the reference where it moves.
@@ -319,53 +342,4 @@ fn save(
         Some(r) => save_blocks(&r.layout, &r.weights.read()?, &folder.join(REFERENCE)),
         None => Ok(()),
     })
-}
-
-impl Totals {
-    fn note(&mut self, groups: &Groups, rewarded: &[super::judge::Rewarded], levels: usize) {
-        for r in rewarded {
-            self.groups += 1;
-            self.flat_groups += r.is_flat() as usize;
-            self.hits += r.hit as usize;
-            self.rewards.extend_from_slice(&r.rewards);
-        }
-        self.nodes += groups.nodes();
-        self.sibling_groups.resize(levels, 0);
-        for (sum, n) in self
-            .sibling_groups
-            .iter_mut()
-            .zip(groups.usable_sibling_groups(levels))
-        {
-            *sum += n;
-        }
-    }
-
-    fn mean_reward(&self) -> f64 {
-        self.rewards.iter().map(|&r| r as f64).sum::<f64>() / self.rewards.len().max(1) as f64
-    }
-
-    fn record(&self) -> Record {
-        let mean = self.mean_reward();
-        let n = self.rewards.len().max(2) as f64;
-        let square: f64 = self
-            .rewards
-            .iter()
-            .map(|&r| (r as f64 - mean).powi(2))
-            .sum();
-        let mut record = Record::default();
-        record
-            .number("reward", mean)
-            .number("reward_std", (square / (n - 1.0)).sqrt())
-            .number(
-                "frac_reward_zero_std",
-                self.flat_groups as f64 / self.groups as f64,
-            )
-            .number("frac_hit", self.hits as f64 / self.groups as f64)
-            .number("nodes", self.nodes as f64 / self.groups as f64);
-        for (depth, &n) in self.sibling_groups.iter().enumerate() {
-            record.number(&format!("sibling_groups/{}", depth + 1), n as f64);
-        }
-        self.policy.record(&mut record);
-        record
-    }
 }

@@ -1,18 +1,17 @@
 //! Supervised fine-tuning: next-SID cross-entropy over whole histories, each token once (spec 3), until validation
 //! NDCG@10 stops improving.
 
-use super::context::{Context, Faults, Record, Validation};
+use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
 use super::engine::{Capacity, Engine, Targets};
 use super::schedule::LearningRate;
 use super::sequences::{Window, epoch_order, push_window, windows};
-use crate::device::{ALIGN_WORDS, Buffer, Stream};
+use crate::device::{ALIGN_WORDS, Buffer, Counters, Reading, Stream};
 use crate::forest::{Forest, PromptAttention};
-use crate::kernels::reduce;
+use crate::kernels::{grad_norm, reduce};
 use crate::model::Model;
 use crate::model::optimiser::Update;
 use crate::run::{Stage, State};
 use anyhow::{Result, ensure};
-use std::time::Instant;
 
 /// The documents of an epoch and how they are cut into steps.
 pub struct Plan {
@@ -81,6 +80,7 @@ impl Plan {
             tokens: largest(|l| l.0),
             rows,
             targets: rows,
+            slots: 0,
         }
     }
 
@@ -110,8 +110,32 @@ pub struct Trainer {
     forest: Forest,
     targets: Targets,
     stream: Stream,
-    /// The loss of each part, one aligned slot each.
+    weights: Vec<f32>,
+    /// The loss of each part, one aligned slot each, and their sum.
     losses: Buffer,
+    loss: Buffer,
+}
+
+/// A step whose figures are on their way.
+pub struct Submitted {
+    reading: Reading,
+    tokens: usize,
+    pub counters: Counters,
+}
+
+impl Submitted {
+    pub fn wait(self) -> Result<StepResult> {
+        let read = self.reading.wait()?;
+        let float = |w: u32| f32::from_bits(w);
+        let loss = float(read[0][0]) as f64;
+        Ok(StepResult {
+            loss,
+            grad_norm: float(read[1][0]),
+            finite: loss.is_finite() && float(read[1][2]) == 1.0,
+            tokens: self.tokens,
+            updates: float(read[1][grad_norm::APPLIED]) as u64,
+        })
+    }
 }
 
 /// What one step measured.
@@ -121,6 +145,8 @@ pub struct StepResult {
     pub grad_norm: f32,
     pub finite: bool,
     pub tokens: usize,
+    /// Updates made so far.
+    pub updates: u64,
 }
 
 impl Trainer {
@@ -129,18 +155,20 @@ impl Trainer {
             forest: Forest::new(),
             targets: Targets::default(),
             stream: Stream::new(),
+            weights: Vec::new(),
             losses: Buffer::new(engine.device(), "losses", parts.max(1) * ALIGN_WORDS)?,
+            loss: Buffer::new(engine.device(), "loss", ALIGN_WORDS)?,
         })
     }
 
-    /// Gradient over `parts` (mean over all their targets), then one update.
-    pub fn step<D>(
+    /// Submits the gradient over `parts` (mean over all their targets), then one update.
+    pub fn submit<D>(
         &mut self,
         engine: &mut Engine,
         parts: &[D],
         pack: impl Fn(&D, &mut Forest, &mut Targets),
         update: &Update,
-    ) -> Result<StepResult> {
+    ) -> Result<Submitted> {
         let mut counts = Vec::with_capacity(parts.len());
         for part in parts {
             self.pack(part, &pack);
@@ -148,47 +176,99 @@ impl Trainer {
         }
         let total: usize = counts.iter().sum();
         let (mut tokens, device) = (0, engine.device().clone());
+        let before = device.counters();
         for (i, part) in parts.iter().enumerate() {
             self.pack(part, &pack);
             tokens += self.forest.len();
-            engine.upload(&self.forest, &self.targets)?;
-            engine
-                .head
-                .g
-                .write_f32(&vec![-1.0 / total as f32; self.targets.len()])?;
+            let input = engine.upload(&self.forest, &self.targets)?;
+            self.weights.clear();
+            self.weights.resize(self.targets.len(), -1.0 / total as f32);
+            engine.head.g.write_f32(&self.weights)?;
             let s = &mut self.stream;
             s.clear();
             if i == 0 {
                 Model::clear(s, &engine.optimiser.gradient);
             }
-            let logp = engine.head.logp.all();
-            engine.forward(s, &engine.model, logp);
+            engine.forward_backward(s, &input);
+            let (logp, g) = (engine.head.logp.all(), engine.head.g.all());
             let loss = self.losses.slice(i * ALIGN_WORDS, 1);
-            reduce::dot(s, logp, engine.head.g.all(), loss, self.targets.len());
-            engine.backward_head(s);
-            engine.backward_backbone(s);
+            reduce::dot(s, logp, g, loss, input.count);
             if i + 1 == parts.len() {
                 engine.optimiser.step(s, &engine.model.weights, update);
+                // Losses of all parts, for the one slice the host reads.
+                reduce::columns(
+                    s,
+                    self.losses.all(),
+                    self.loss.all(),
+                    parts.len(),
+                    ALIGN_WORDS,
+                );
             }
             device.run(s)?;
         }
-        let read = device.read(&[self.losses.all(), engine.optimiser.norm()])?;
-        let float = |w: u32| f32::from_bits(w);
-        let loss: f64 = (0..parts.len())
-            .map(|i| float(read[0][i * ALIGN_WORDS]) as f64)
-            .sum();
-        Ok(StepResult {
-            loss,
-            grad_norm: float(read[1][0]),
-            finite: loss.is_finite() && float(read[1][2]) == 1.0,
+        let read = [self.loss.first(1), engine.optimiser.norm()];
+        let reading = device.begin_reading(&read)?;
+        Ok(Submitted {
+            reading,
             tokens,
+            counters: device.counters() - before,
         })
+    }
+
+    /// Runs a step and waits for its figures.
+    pub fn step<D>(
+        &mut self,
+        engine: &mut Engine,
+        parts: &[D],
+        pack: impl Fn(&D, &mut Forest, &mut Targets),
+        update: &Update,
+    ) -> Result<StepResult> {
+        self.submit(engine, parts, pack, update)?.wait()
     }
 
     fn pack<D>(&mut self, part: &D, pack: impl Fn(&D, &mut Forest, &mut Targets)) {
         self.forest.clear();
         self.targets.clear();
         pack(part, &mut self.forest, &mut self.targets);
+    }
+}
+
+/// A submitted step that is not in the records yet.
+struct Ahead {
+    step: u64,
+    epoch: f64,
+    lr: f32,
+    submitted: Submitted,
+}
+
+impl Ahead {
+    /// Waits for the step's figures and takes note of them; its record, and whether it counts.
+    fn settle(
+        self,
+        context: &Context,
+        state: &mut State,
+        (faults, pace): (&mut Faults, &mut Pace),
+    ) -> Result<(StepRecord, bool)> {
+        let counters = self.submitted.counters;
+        let result = self.submitted.wait()?;
+        state.updates = result.updates;
+        let counts = faults.check((self.step, result.finite), state, &context.checkpoints)?;
+        let mut record = Record::default();
+        record
+            .number("loss", result.loss)
+            .number("grad_norm", result.grad_norm as f64)
+            .number("lr", self.lr as f64)
+            .number("tokens", result.tokens as f64)
+            .number("epoch", self.epoch)
+            .number("step_time", pace.lap())
+            .counters(counters);
+        let record = StepRecord {
+            stage: Stage::Sft,
+            step: self.step,
+            shown: vec![("loss", result.loss)],
+            record,
+        };
+        Ok((record, counts))
     }
 }
 
@@ -218,8 +298,10 @@ pub fn run(
     };
     let stopped = |s: &State| config.patience > 0 && s.bad_evaluations >= config.patience as u64;
     context.progress.stage("sft", state.step, plan.total_steps);
+    engine.optimiser.set_applied(state.updates)?;
+    let mut ahead: Option<Ahead> = None;
+    let mut pace = Pace::start();
     while state.step < plan.total_steps && !stopped(&state) {
-        let started = Instant::now();
         let lr = rate.at(state.step);
         let update = Update {
             lr,
@@ -228,7 +310,6 @@ pub fn run(
             eps: config.adam_eps as f32,
             weight_decay: config.weight_decay as f32,
             clip_norm: config.clip_norm as f32,
-            step: (state.step - state.skipped_steps + 1) as u32,
         };
         if state.step / plan.steps_per_epoch != epoch {
             (epoch, order) = plan.order(context.config.seed, state.step);
@@ -240,45 +321,46 @@ pub fn run(
                 push_window(&data.catalog, items, w, attention, (f, t));
             }
         };
-        let result = trainer.step(engine, &parts, pack, &update)?;
+        let submitted = trainer.submit(engine, &parts, pack, &update)?;
         state.step += 1;
         state.epoch = state.step / plan.steps_per_epoch;
-        let counts = faults.check(result.finite, &mut state, &context.checkpoints)?;
-        let mut record = Record::default();
-        record
-            .number("loss", result.loss)
-            .number("grad_norm", result.grad_norm as f64)
-            .number("lr", lr as f64)
-            .number("tokens", result.tokens as f64)
-            .number("epoch", state.step as f64 / plan.steps_per_epoch as f64)
-            .number("step_time", started.elapsed().as_secs_f64());
-        let mut shown = vec![("loss", result.loss)];
+        let next = Ahead {
+            step: state.step,
+            epoch: state.step as f64 / plan.steps_per_epoch as f64,
+            lr,
+            submitted,
+        };
+        // The step before has had all this time to finish.
+        if let Some(before) = ahead.replace(next) {
+            let meters = (&mut faults, &mut pace);
+            let (record, _) = before.settle(context, &mut state, meters)?;
+            record.write(context, None)?;
+        }
         let last = state.step == plan.total_steps;
-        let mut improved = false;
-        if state.step.is_multiple_of(eval_every) || last {
-            let validation = validate(&engine.model)?;
-            record.validation(&validation);
-            shown.extend([("hr@10", validation.hr10), ("ndcg@10", validation.ndcg10)]);
-            improved = state.note_validation(validation.metric);
-        }
-        if state
-            .step
-            .is_multiple_of(context.config.run.log_every as u64)
-            || last
-        {
-            // Before the checkpoint of the same step: a resumed run keeps the records up to it.
-            context.metrics.write(Stage::Sft, state.step, &record.0)?;
-            context.progress.step(state.step, &shown);
-        }
+        let evaluate = state.step.is_multiple_of(eval_every) || last;
         let every = context.config.run.checkpoint_every as u64;
+        let due = every > 0 && state.step.is_multiple_of(every);
+        if !(evaluate || due) {
+            continue;
+        }
+        let now = ahead.take().expect("just submitted");
+        let meters = (&mut faults, &mut pace);
+        let (record, counts) = now.settle(context, &mut state, meters)?;
+        let validation = match evaluate {
+            true => Some(validate(&engine.model)?),
+            false => None,
+        };
+        // Before the checkpoint of the same step: a resumed run keeps the records up to it.
+        record.write(context, validation.as_ref())?;
+        let improved = validation.is_some_and(|v| state.note_validation(v.metric));
         // After a skipped step the checkpoint before may be the last good one.
-        let due = counts && every > 0 && state.step.is_multiple_of(every);
-        if due || improved || last || stopped(&state) {
+        if due && counts || improved || last || stopped(&state) {
             context.save(engine, &mut state)?;
         }
         if improved {
             context.checkpoints.mark_best(Stage::Sft, state.step)?;
         }
+        pace = Pace::start();
     }
     context.progress.finish();
     if let Some(best) = context.checkpoints.best(Stage::Sft)? {

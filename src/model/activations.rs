@@ -1,12 +1,13 @@
-//! The buffers a forward and backward pass work in, allocated once for a capacity of T tokens. Launches always bind whole
-//! buffers and carry the sizes in their parameters, so that bind groups are made once although T varies per step.
+//! The buffers a forward and backward pass work in, allocated once for a capacity of T tokens. Launches bind whole buffers
+//! and carry the sizes in their parameters, so that bind groups are made once although T varies per step; only where a
+//! pass begins past row 0 do its slices begin there too ([`LayerActs::skip`]).
 
 use super::architecture::Architecture;
 use crate::device::{Buffer, DeviceRef, Slice};
 use anyhow::Result;
 
-/// What one decoder layer reads and leaves. For training each layer has its own set; for decoding all layers share one,
-/// apart from the key/value cache.
+/// What one decoder layer reads and leaves. For training each layer has its own set, or, where its backward pass computes
+/// them anew, its own input and cache; for decoding all layers share one, apart from the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerActs {
     /// [T, d] residual stream at the layer's input.
@@ -78,13 +79,13 @@ impl Arena {
 }
 
 impl LayerActs {
-    /// A set with its own buffers, reading `x_in`; `kv` has `slots` rows.
+    /// A set with its own buffers, reading `x_in`; `kv` is its cache.
     pub fn new(
         arena: &mut Arena,
         a: &Architecture,
         tokens: usize,
-        slots: usize,
         x_in: Slice,
+        kv: Slice,
     ) -> Result<LayerActs> {
         let (t, d, f) = (tokens, a.hidden, a.intermediate);
         let qk_normed = if a.qk_norm() {
@@ -103,7 +104,7 @@ impl LayerActs {
             qkv: arena.take("queries, keys, values", t * a.qkv_width())?,
             qk_normed,
             q: arena.take("queries", t * a.q_width())?,
-            kv: arena.take("keys and values", slots * a.kv_width())?,
+            kv,
             o: arena.take("attention output", t * a.q_width())?,
             lse: arena.take("attention log-sums", t * a.heads)?,
             branch: arena.take("branch output", t * d)?,
@@ -115,26 +116,91 @@ impl LayerActs {
             x_out: arena.take("residual at output", t * d)?,
         })
     }
+
+    /// The same without the first `rows` rows, a multiple of 64; the cache, which goes by slot, stays whole.
+    pub fn skip(&self, a: &Architecture, rows: usize) -> LayerActs {
+        let (d, f, q) = (a.hidden, a.intermediate, a.q_width());
+        let skip = |slice: Slice, width: usize| slice.skip(rows * width);
+        LayerActs {
+            x_in: skip(self.x_in, d),
+            h1: skip(self.h1, d),
+            rstd1: skip(self.rstd1, 1),
+            qkv: skip(self.qkv, a.qkv_width()),
+            qk_normed: self.qk_normed.map(|(normed, q_rstd, k_rstd)| {
+                (
+                    skip(normed, a.qkv_width()),
+                    skip(q_rstd, a.heads),
+                    skip(k_rstd, a.kv_heads),
+                )
+            }),
+            q: skip(self.q, q),
+            kv: self.kv,
+            o: skip(self.o, q),
+            lse: skip(self.lse, a.heads),
+            branch: skip(self.branch, d),
+            x_mid: skip(self.x_mid, d),
+            h2: skip(self.h2, d),
+            rstd2: skip(self.rstd2, 1),
+            gate_up: skip(self.gate_up, 2 * f),
+            act: skip(self.act, f),
+            x_out: skip(self.x_out, d),
+        }
+    }
+}
+
+impl GradActs {
+    /// The same without the first `rows` rows, a multiple of 64; the gradient of keys and values stays whole.
+    pub fn skip(&self, a: &Architecture, rows: usize) -> GradActs {
+        let (d, f, q) = (a.hidden, a.intermediate, a.q_width());
+        let skip = |slice: Slice, width: usize| slice.skip(rows * width);
+        GradActs {
+            residual: skip(self.residual, d),
+            h: skip(self.h, d),
+            act: skip(self.act, f),
+            gate_up: skip(self.gate_up, 2 * f),
+            o: skip(self.o, q),
+            delta: skip(self.delta, a.heads),
+            q: skip(self.q, q),
+            kv: self.kv,
+            qkv: skip(self.qkv, a.qkv_width()),
+        }
+    }
+}
+
+/// What the value head keeps behind its block: [T, d] each, and [T] norms.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueActs {
+    pub hidden: Slice,
+    pub rstd: Slice,
+    pub fc1: Slice,
+    pub fc1_act: Slice,
+}
+
+impl ValueActs {
+    /// As [`LayerActs::skip`].
+    pub fn skip(&self, a: &Architecture, rows: usize) -> ValueActs {
+        let skip = |slice: Slice, width: usize| slice.skip(rows * width);
+        ValueActs {
+            hidden: skip(self.hidden, a.hidden),
+            rstd: skip(self.rstd, 1),
+            fc1: skip(self.fc1, a.hidden),
+            fc1_act: skip(self.fc1_act, a.hidden),
+        }
+    }
 }
 
 /// Buffers for passes over up to `tokens` rows.
 pub struct Activations {
     pub tokens: usize,
-    /// u32 [T, 8] and [slots]: the forest.
-    pub rows: Slice,
-    pub parent: Slice,
     pub layers: Vec<LayerActs>,
+    /// Its `x_in` is `hidden`.
     pub value_block: LayerActs,
     /// [T, d] after the final norm, and [T] its norms.
     pub hidden: Slice,
     pub hidden_rstd: Slice,
-    /// [T, d] after the value head's norm, and its norms.
-    pub value_hidden: Slice,
-    pub value_rstd: Slice,
-    /// [T, d] rows the value is asked for, before and after fc1 and SiLU.
-    pub value_rows: Slice,
-    pub fc1: Slice,
-    pub fc1_act: Slice,
+    pub value: ValueActs,
+    /// Whether layers share what their backward pass then computes anew.
+    pub recompute: bool,
     pub grads: Option<Gradients>,
     arena: Arena,
 }
@@ -145,21 +211,33 @@ pub struct Gradients {
     /// [T, d] gradient of the final hidden states.
     pub hidden: Slice,
     /// [T, d] gradients inside the value head.
-    pub value_rows: Slice,
     pub fc1: Slice,
     pub fc1_act: Slice,
     /// Partial sums of norm-weight gradients.
     pub scratch: Slice,
 }
 
+/// Where keys and values of each layer lie.
+pub enum Cache<'a> {
+    /// A cache of so many slots per layer, for passes that read what earlier ones left.
+    PerLayer(usize),
+    /// The caches of another set of buffers.
+    Of(&'a Activations),
+}
+
 impl Activations {
-    /// For training: every layer keeps what its backward pass reads. Slots are rows.
+    /// For training: every layer keeps what its backward pass reads, or, with `recompute`, its input, from which the
+    /// backward pass computes the rest anew. Rows are slots; there are `slots` of them, at least `tokens`.
     pub fn for_training(
         device: &DeviceRef,
         a: &Architecture,
         tokens: usize,
+        slots: usize,
+        recompute: bool,
     ) -> Result<Activations> {
-        let mut made = Self::build(device, a, tokens, tokens, true)?;
+        let cache = Cache::PerLayer(slots.max(tokens));
+        let mut made = Self::build(device, a, tokens, cache, !recompute, true)?;
+        made.recompute = recompute;
         let (t, d) = (tokens, a.hidden);
         let arena = &mut made.arena;
         made.grads = Some(Gradients {
@@ -175,7 +253,6 @@ impl Activations {
                 qkv: arena.take("projection gradient", t * a.qkv_width())?,
             },
             hidden: arena.take("hidden gradient", t * d)?,
-            value_rows: arena.take("value-row gradient", t * d)?,
             fc1: arena.take("fc1 gradient", t * d)?,
             fc1_act: arena.take("fc1 activation gradient", t * d)?,
             scratch: arena.take(
@@ -186,62 +263,101 @@ impl Activations {
         Ok(made)
     }
 
-    /// For forward passes only: layers share their buffers, and each has a key/value cache of `slots` rows.
+    /// For forward passes only: layers share their buffers.
     pub fn for_inference(
         device: &DeviceRef,
         a: &Architecture,
         tokens: usize,
-        slots: usize,
+        cache: Cache,
     ) -> Result<Activations> {
-        Self::build(device, a, tokens, slots, false)
+        Self::build(device, a, tokens, cache, false, false)
     }
 
+    /// The same buffers with one cache of `slots` slots for all layers: for passes over whole forests, while nobody else
+    /// uses the buffers, that must leave the caches alone.
+    pub fn with_own_cache(
+        &self,
+        device: &DeviceRef,
+        a: &Architecture,
+        slots: usize,
+    ) -> Result<Activations> {
+        let mut arena = Arena::new(device);
+        let kv = arena.take("key/value cache", slots * a.kv_width())?;
+        let with = |acts: &LayerActs| LayerActs { kv, ..*acts };
+        Ok(Activations {
+            tokens: self.tokens,
+            layers: self.layers.iter().map(with).collect(),
+            value_block: with(&self.value_block),
+            hidden: self.hidden,
+            hidden_rstd: self.hidden_rstd,
+            value: self.value,
+            recompute: false,
+            grads: None,
+            arena,
+        })
+    }
+
+    /// `own`: every layer has all its buffers; `inputs`: it has its input.
     fn build(
         device: &DeviceRef,
         a: &Architecture,
         tokens: usize,
-        slots: usize,
+        cache: Cache,
         own: bool,
+        inputs: bool,
     ) -> Result<Activations> {
         let mut arena = Arena::new(device);
         let (t, d) = (tokens, a.hidden);
+        let kv = |arena: &mut Arena, layer: usize| match &cache {
+            Cache::Of(other) => Ok(match other.layers.get(layer) {
+                Some(acts) => acts.kv,
+                None => other.value_block.kv,
+            }),
+            Cache::PerLayer(slots) => arena.take("key/value cache", slots * a.kv_width()),
+        };
         let embedded = arena.take("embedded tokens", t * d)?;
-        let mut layers: Vec<LayerActs> = Vec::with_capacity(a.layers + 1);
-        // One more than the backbone has: the value head's block.
-        for _ in 0..=a.layers {
+        let mut layers: Vec<LayerActs> = Vec::with_capacity(a.layers);
+        for l in 0..a.layers {
             let x_in = layers.last().map_or(embedded, |last| last.x_out);
-            let acts = match layers.first() {
-                Some(first) if !own => LayerActs {
-                    x_in: embedded,
-                    kv: arena.take("key/value cache", slots * a.kv_width())?,
-                    ..*first
-                },
-                _ => LayerActs::new(&mut arena, a, t, slots, x_in)?,
+            let kv = kv(&mut arena, l)?;
+            let mut acts = match layers.first() {
+                Some(first) if !own => LayerActs { x_in, kv, ..*first },
+                _ => LayerActs::new(&mut arena, a, t, x_in, kv)?,
             };
             // Shared buffers: a layer writes its output over its input, which only the first addition reads.
-            let x_out = if own { acts.x_out } else { embedded };
-            layers.push(LayerActs { x_out, ..acts });
+            acts.x_out = match (own, inputs) {
+                (true, _) => acts.x_out,
+                (false, true) => arena.take("residual at output", t * d)?,
+                (false, false) => embedded,
+            };
+            layers.push(acts);
         }
         let hidden = arena.take("hidden states", t * d)?;
+        let value_kv = kv(&mut arena, a.layers)?;
         let value_out = arena.take("value block output", t * d)?;
-        let value_block = LayerActs {
-            x_in: hidden,
-            x_out: value_out,
-            ..layers.pop().expect("the value head's block")
+        // The value head's block comes after all layers, but its backward pass before theirs.
+        let block = match inputs {
+            true => LayerActs::new(&mut arena, a, t, hidden, value_kv)?,
+            false => layers[0],
         };
         Ok(Activations {
             tokens,
-            rows: arena.take("forest rows", t * crate::forest::Row::WORDS)?,
-            parent: arena.take("forest parents", slots)?,
+            value_block: LayerActs {
+                x_in: hidden,
+                kv: value_kv,
+                x_out: value_out,
+                ..block
+            },
             layers,
-            value_block,
             hidden,
             hidden_rstd: arena.take("final norms", t)?,
-            value_hidden: arena.take("value hidden states", t * d)?,
-            value_rstd: arena.take("value norms", t)?,
-            value_rows: arena.take("value rows", t * d)?,
-            fc1: arena.take("fc1 output", t * d)?,
-            fc1_act: arena.take("fc1 activation", t * d)?,
+            value: ValueActs {
+                hidden: arena.take("value hidden states", t * d)?,
+                rstd: arena.take("value norms", t)?,
+                fc1: arena.take("fc1 output", t * d)?,
+                fc1_act: arena.take("fc1 activation", t * d)?,
+            },
+            recompute: false,
             grads: None,
             arena,
         })

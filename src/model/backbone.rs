@@ -4,11 +4,11 @@ use super::activations::Activations;
 use super::architecture::Architecture;
 use super::layer::{self, Pass};
 use super::layout::{Layout, Weights};
-use crate::device::{Buffer, DeviceRef, Slice, Stream};
-use crate::forest::Forest;
+use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
+use crate::forest::Row;
 use crate::kernels::matmul::{Dims, Form, linear, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
-use crate::kernels::{embedding, fill, gather, rope};
+use crate::kernels::{embedding, fill, rope};
 use anyhow::{Result, ensure};
 
 /// A model's shape, its weights and its rotary table. Immutable but for the weights' values.
@@ -19,15 +19,6 @@ pub struct Model {
     pub weights: Weights,
     table: Buffer,
     positions: usize,
-}
-
-/// The rows of an embedding gradient on the device ([`crate::forest::TokenIndex`]).
-#[derive(Clone, Copy)]
-pub struct TokenIndexSlices {
-    pub order: Slice,
-    pub starts: Slice,
-    pub tokens: Slice,
-    pub distinct: usize,
 }
 
 impl Model {
@@ -47,158 +38,133 @@ impl Model {
         })
     }
 
-    /// Writes a forest into the buffers of a pass. Errors: a token outside the vocabulary, a document longer than the
-    /// model was made for, more tokens than the buffers hold.
-    pub fn upload(&self, acts: &Activations, forest: &Forest) -> Result<()> {
+    /// Whether a forest can be run. Errors: a token outside the vocabulary, a document longer than the model was made
+    /// for.
+    pub fn check(&self, rows: &[Row]) -> Result<()> {
         let vocab = self.architecture.vocab;
-        if let Some(row) = forest.rows.iter().find(|r| r.token as usize >= vocab) {
+        if let Some(row) = rows.iter().find(|r| r.token as usize >= vocab) {
             anyhow::bail!(
                 "token {} is outside the model's vocabulary of {vocab}",
                 row.token
             );
         }
+        let longest = rows.iter().map(|r| r.position as usize + 1).max();
         ensure!(
-            forest.max_positions() <= self.positions,
+            longest.unwrap_or(0) <= self.positions,
             "a document of {} tokens is longer than the {} positions prepared",
-            forest.max_positions(),
+            longest.unwrap_or(0),
             self.positions
         );
-        ensure!(
-            forest.len() <= acts.tokens,
-            "a batch of {} tokens exceeds the {} the buffers hold",
-            forest.len(),
-            acts.tokens
-        );
-        self.device.write(acts.rows, forest.row_words())?;
-        self.device.write(acts.parent, &forest.parent)
+        Ok(())
     }
 
-    /// The pass over the first `tokens` rows held by `acts`.
-    pub fn pass(&self, acts: &Activations, tokens: usize) -> Pass<'_> {
-        Pass::over(&self.architecture, acts, tokens, self.table.all())
+    /// The pass over the first `tokens` rows of a forest.
+    pub fn pass(&self, rows: Slice, parent: Slice, tokens: impl Into<Size>) -> Pass<'_> {
+        Pass {
+            a: &self.architecture,
+            from: 0,
+            tokens: tokens.into(),
+            rows,
+            parent,
+            table: self.table.all(),
+        }
     }
 
-    /// Runs the backbone over a pass; `hidden` [T, d] gets the hidden states after the final norm.
+    /// Runs the backbone over a pass; its rows of `hidden` [T, d] get the hidden states after the final norm.
     pub fn forward(&self, s: &mut Stream, pass: &Pass, acts: &Activations, hidden: Slice) {
         let (a, t) = (&self.architecture, pass.tokens);
         let embed = self.weights.slice(self.layout.embed);
-        embedding::forward(s, embed, pass.rows, acts.layers[0].x_in, t, a.hidden);
+        let x_in = acts.layers[0].x_in.skip(pass.from * a.hidden);
+        embedding::forward(s, embed, pass.records(), x_in, t, a.hidden);
         for (ids, x) in self.layout.layers.iter().zip(&acts.layers) {
             layer::forward(s, pass, &self.weights, ids, x);
         }
-        let last = acts.layers[a.layers - 1].x_out;
+        let skip = |slice: Slice, width: usize| slice.skip(pass.from * width);
+        let last = skip(acts.layers[a.layers - 1].x_out, a.hidden);
+        let (hidden, rstd) = (skip(hidden, a.hidden), skip(acts.hidden_rstd, 1));
         let norm = self.weights.slice(self.layout.norm);
         let heads = Heads::plain(t, a.hidden);
-        rmsnorm::forward(s, last, norm, hidden, acts.hidden_rstd, heads, a.eps);
+        rmsnorm::forward(s, last, norm, hidden, rstd, heads, a.eps);
     }
 
-    /// Back from `grads.hidden` [T, d] (gradient of the final hidden states) to every weight, added to `dw`.
+    /// Back from `grads.hidden` [T, d] (gradient of the final hidden states) to every weight, added to `dw`; `order` is
+    /// what [`crate::kernels::token_order`] made of the rows.
     pub fn backward(
         &self,
         s: &mut Stream,
         pass: &Pass,
         acts: &Activations,
         dw: &Weights,
-        index: &TokenIndexSlices,
+        order: Slice,
     ) {
         let (a, t) = (&self.architecture, pass.tokens);
         let g = acts.grads.as_ref().expect("training buffers");
         let last = acts.layers[a.layers - 1].x_out;
         let heads = Heads::plain(t, a.hidden);
-        let (norm, d_norm) = (
-            self.weights.slice(self.layout.norm),
-            dw.slice(self.layout.norm),
-        );
-        rmsnorm::weight_gradient(
-            s,
-            last,
-            acts.hidden_rstd,
-            g.hidden,
-            d_norm,
-            g.scratch,
-            heads,
-        );
-        rmsnorm::backward(
-            s,
-            last,
-            norm,
-            acts.hidden_rstd,
-            g.hidden,
-            g.layer.residual,
-            heads,
-            false,
-        );
-        for (ids, x) in self.layout.layers.iter().zip(&acts.layers).rev() {
-            layer::backward(s, pass, (&self.weights, dw), ids, x, (&g.layer, g.scratch));
+        let id = self.layout.norm;
+        let (norm, d_norm) = (self.weights.slice(id), dw.slice(id));
+        let (rstd, residual) = (acts.hidden_rstd, g.layer.residual);
+        rmsnorm::weight_gradient(s, last, rstd, g.hidden, d_norm, g.scratch, heads);
+        rmsnorm::backward(s, last, norm, rstd, g.hidden, residual, heads, false);
+        let layers = self.layout.layers.iter().zip(&acts.layers);
+        for (number, (ids, x)) in layers.enumerate().rev() {
+            // The last layer's are still there.
+            if acts.recompute && number + 1 < a.layers {
+                layer::forward(s, pass, &self.weights, ids, x);
+            }
+            let buffers = (&g.layer, g.scratch);
+            layer::backward(s, pass, (&self.weights, dw), ids, x, buffers, 0);
         }
         let d_embed = dw.slice(self.layout.embed);
-        embedding::backward(
-            s,
-            g.layer.residual,
-            index.order,
-            index.starts,
-            index.tokens,
-            d_embed,
-            index.distinct,
-            a.hidden,
-        );
+        embedding::backward(s, residual, pass.rows, order, d_embed, t, a.hidden);
     }
 
     /// Logits [n, V] of n hidden rows [n, d].
-    pub fn logits(&self, s: &mut Stream, hidden: Slice, n: usize, logits: Slice) {
+    pub fn logits(&self, s: &mut Stream, hidden: Slice, n: impl Into<Size>, logits: Slice) {
         let a = &self.architecture;
         let dims = Dims {
-            m: n,
+            m: n.into(),
             n: a.vocab,
-            k: a.hidden,
+            k: a.hidden.into(),
         };
-        linear(
-            s,
-            hidden,
-            self.weights.slice(self.layout.lm_head),
-            None,
-            logits,
-            dims,
-        );
+        let head = self.weights.slice(self.layout.lm_head);
+        linear(s, hidden, head, None, logits, dims);
     }
 
     /// Back from logits: dW of the output projection is added to `dw`; the gradient of the n hidden rows is written to
-    /// `d_rows` and added to `d_hidden` at the rows they came from.
+    /// `d_rows`.
     pub fn logits_backward(
         &self,
         s: &mut Stream,
         hidden_rows: Slice,
-        index: Slice,
-        n: usize,
+        n: Size,
         d_logits: Slice,
         d_rows: Slice,
-        d_hidden: Slice,
         dw: &Weights,
     ) {
         let (v, d) = (self.architecture.vocab, self.architecture.hidden);
-        let (head, d_head) = (
-            self.weights.slice(self.layout.lm_head),
-            dw.slice(self.layout.lm_head),
-        );
+        let id = self.layout.lm_head;
+        let d_weight = Dims {
+            m: v.into(),
+            n: d,
+            k: n,
+        };
         matmul(
             s,
             Form::TN,
             d_logits,
             hidden_rows,
-            d_head,
-            Dims { m: v, n: d, k: n },
+            dw.slice(id),
+            d_weight,
             true,
         );
-        matmul(
-            s,
-            Form::NN,
-            d_logits,
-            head,
-            d_rows,
-            Dims { m: n, n: d, k: v },
-            false,
-        );
-        gather::scatter_add_rows(s, d_rows, index, d_hidden, n, d);
+        let d_hidden = Dims {
+            m: n,
+            n: d,
+            k: v.into(),
+        };
+        let head = self.weights.slice(id);
+        matmul(s, Form::NN, d_logits, head, d_rows, d_hidden, false);
     }
 
     /// A model of the same shape with zero weights: to become the reference policy.

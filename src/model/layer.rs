@@ -1,19 +1,23 @@
 //! One decoder layer, forward and backward: `x += o(attention(norm(x)))`, then `x += down(swiglu(gate_up(norm(x))))`.
 
-use super::activations::{Activations, GradActs, LayerActs};
+use super::activations::{GradActs, LayerActs};
 use super::architecture::Architecture;
 use super::layout::{LayerIds, Weights};
-use crate::device::{Slice, Stream};
+use crate::device::{Size, Slice, Stream};
+use crate::forest::Row;
 use crate::kernels::matmul::{Dims, Form, linear, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
-use crate::kernels::{add, attention, column_sum, rope, rows, swiglu};
+use crate::kernels::{add, attention, column_sum, fill, rope, rows, swiglu};
 
 /// The rows a pass runs on and the rotary table.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     pub a: &'a Architecture,
-    /// Rows T in this pass (at most the buffers' capacity).
-    pub tokens: usize,
+    /// The first row of the pass in the buffers, a multiple of 64.
+    pub from: usize,
+    /// Rows T in this pass, from there on (at most the buffers' capacity).
+    pub tokens: Size,
+    /// The forest, from row 0 on.
     pub rows: Slice,
     pub parent: Slice,
     /// cos and sin by position.
@@ -21,18 +25,22 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A pass over the forest held by `acts`.
-    pub fn over(a: &'a Architecture, acts: &Activations, tokens: usize, table: Slice) -> Self {
+    /// The records of the pass's rows.
+    pub fn records(&self) -> Slice {
+        self.rows.skip(self.from * Row::WORDS)
+    }
+
+    /// The rows from `from` on, counted in the buffers.
+    pub fn starting(self, from: usize) -> Self {
+        assert!(from >= self.from);
         Pass {
-            a,
-            tokens,
-            rows: acts.rows,
-            parent: acts.parent,
-            table,
+            from,
+            tokens: self.tokens.part(from - self.from, self.tokens.max),
+            ..self
         }
     }
 
-    fn attention_dims(&self) -> rows::Dims {
+    fn attention_dims(&self) -> rows::Dims<Size> {
         rows::Dims {
             tokens: self.tokens,
             heads: self.a.heads,
@@ -42,7 +50,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The query and the key part of a fused projection, as vectors of one head each.
-    fn head_parts(&self) -> (Heads, Heads) {
+    fn head_parts(&self) -> (Heads<Size>, Heads<Size>) {
         let (a, rows, stride) = (self.a, self.tokens, self.a.qkv_width());
         let dim = a.head_dim;
         let part = |per_row, offset| Heads {
@@ -69,26 +77,28 @@ pub fn scratch_words(a: &Architecture, tokens: usize) -> usize {
     plain.max(heads)
 }
 
+/// A projection of every row to `n` columns from `k`.
+fn dims(rows: Size, n: usize, k: usize) -> Dims<Size> {
+    Dims {
+        m: rows,
+        n,
+        k: k.into(),
+    }
+}
+
 /// Records the layer's forward pass.
 pub fn forward(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &LayerActs) {
-    let (a, t) = (pass.a, pass.tokens);
-    let (d, f) = (a.hidden, a.intermediate);
-    let plain = Heads::plain(t, d);
-    rmsnorm::forward(
-        s,
-        x.x_in,
-        w.slice(ids.input_norm),
-        x.h1,
-        x.rstd1,
-        plain,
-        a.eps,
-    );
-    let qkv = Dims {
-        m: t,
-        n: a.qkv_width(),
-        k: d,
-    };
+    project(s, pass, w, ids, x);
+    finish(s, pass, w, ids, x);
+}
+
+/// The first part: queries, and keys and values into the cache.
+pub fn project(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &LayerActs) {
+    let (a, t, x) = (pass.a, pass.tokens, x.skip(pass.a, pass.from));
+    let (norm, plain) = (w.slice(ids.input_norm), Heads::plain(t, a.hidden));
+    rmsnorm::forward(s, x.x_in, norm, x.h1, x.rstd1, plain, a.eps);
     let bias = ids.qkv_bias.map(|id| w.slice(id));
+    let qkv = dims(t, a.qkv_width(), a.hidden);
     linear(s, x.h1, w.slice(ids.qkv), bias, x.qkv, qkv);
     let mut rotated = x.qkv;
     if let (Some((normed, q_rstd, k_rstd)), Some((q_norm, k_norm))) = (x.qk_normed, ids.qk_norm) {
@@ -97,114 +107,104 @@ pub fn forward(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
         rmsnorm::forward(s, x.qkv, w.slice(k_norm), normed, k_rstd, k, a.eps);
         rotated = normed;
     }
-    let dims = pass.attention_dims();
-    rope::forward(s, pass.rows, pass.table, rotated, x.qkv, x.q, x.kv, dims);
-    attention::forward(s, pass.rows, pass.parent, x.q, x.kv, x.o, x.lse, dims);
-    let o = Dims {
-        m: t,
-        n: d,
-        k: a.q_width(),
-    };
+    let (rows, shape) = (pass.records(), pass.attention_dims());
+    rope::forward(s, rows, pass.table, rotated, x.qkv, x.q, x.kv, shape);
+}
+
+/// The second part, for rows whose queries and whose prompts' and ancestors' keys are there.
+pub fn finish(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &LayerActs) {
+    let (a, t, x) = (pass.a, pass.tokens, x.skip(pass.a, pass.from));
+    let (d, f) = (a.hidden, a.intermediate);
+    let (rows, shape) = (pass.records(), pass.attention_dims());
+    attention::forward(s, rows, pass.parent, x.q, x.kv, x.o, x.lse, shape);
+    let o = dims(t, d, a.q_width());
     linear(s, x.o, w.slice(ids.o), None, x.branch, o);
     add::add(s, x.x_in, x.branch, x.x_mid, t * d);
-    rmsnorm::forward(
-        s,
-        x.x_mid,
-        w.slice(ids.post_norm),
-        x.h2,
-        x.rstd2,
-        plain,
-        a.eps,
-    );
-    let gate_up = Dims {
-        m: t,
-        n: 2 * f,
-        k: d,
-    };
-    linear(s, x.h2, w.slice(ids.gate_up), None, x.gate_up, gate_up);
+    let (norm, plain) = (w.slice(ids.post_norm), Heads::plain(t, d));
+    rmsnorm::forward(s, x.x_mid, norm, x.h2, x.rstd2, plain, a.eps);
+    let gate_up = w.slice(ids.gate_up);
+    linear(s, x.h2, gate_up, None, x.gate_up, dims(t, 2 * f, d));
     swiglu::forward(s, x.gate_up, x.act, t, f);
-    linear(
-        s,
-        x.act,
-        w.slice(ids.down),
-        None,
-        x.branch,
-        Dims { m: t, n: d, k: f },
-    );
+    let down = w.slice(ids.down);
+    linear(s, x.act, down, None, x.branch, dims(t, d, f));
     add::add(s, x.x_mid, x.branch, x.x_out, t * d);
 }
 
 /// `y = x Wt`: accumulates dW += dYt X, and writes dX = dY W.
 fn linear_backward(
     s: &mut Stream,
-    dims: Dims,
+    Dims { m, n, k }: Dims<Size>,
     (x, w): (Slice, Slice),
     d_y: Slice,
     (d_x, d_w): (Slice, Slice),
 ) {
-    let Dims { m, n, k } = dims;
-    matmul(s, Form::TN, d_y, x, d_w, Dims { m: n, n: k, k: m }, true);
-    matmul(s, Form::NN, d_y, w, d_x, Dims { m, n: k, k: n }, false);
+    let d_weight = Dims {
+        m: n.into(),
+        n: k.max,
+        k: m,
+    };
+    matmul(s, Form::TN, d_y, x, d_w, d_weight, true);
+    let d_input = Dims {
+        m,
+        n: k.max,
+        k: n.into(),
+    };
+    matmul(s, Form::NN, d_y, w, d_x, d_input, false);
 }
 
 /// Records the layer's backward pass. `g.residual` holds the gradient of `x_out` on entry and of `x_in` on exit; weight
-/// gradients are added to `dw`.
+/// gradients are added to `dw`. If only the rows from `from` on were [finished](finish), the gradient of the others'
+/// `x_in` is what comes from their keys and values, added to what `g.residual` holds.
 pub fn backward(
     s: &mut Stream,
     pass: &Pass,
     (w, dw): (&Weights, &Weights),
     ids: &LayerIds,
-    x: &LayerActs,
-    (g, scratch): (&GradActs, Slice),
+    all: &LayerActs,
+    (all_g, scratch): (&GradActs, Slice),
+    from: usize,
 ) {
-    let (a, t) = (pass.a, pass.tokens);
+    assert_eq!(pass.from, 0, "a backward pass is over the whole forest");
+    let a = pass.a;
     let (d, f) = (a.hidden, a.intermediate);
-    let plain = Heads::plain(t, d);
     let pair = |id| (w.slice(id), dw.slice(id));
+    let finished = pass.starting(from);
+    let (t, x, g) = (finished.tokens, all.skip(a, from), all_g.skip(a, from));
 
     let (down, d_down) = pair(ids.down);
-    linear_backward(
-        s,
-        Dims { m: t, n: d, k: f },
-        (x.act, down),
-        g.residual,
-        (g.act, d_down),
-    );
+    let (into, shape) = ((g.act, d_down), dims(t, d, f));
+    linear_backward(s, shape, (x.act, down), g.residual, into);
     swiglu::backward(s, x.gate_up, g.act, g.gate_up, t, f);
     let (gate_up, d_gate_up) = pair(ids.gate_up);
-    let dims = Dims {
-        m: t,
-        n: 2 * f,
-        k: d,
-    };
-    linear_backward(s, dims, (x.h2, gate_up), g.gate_up, (g.h, d_gate_up));
+    let (into, shape) = ((g.h, d_gate_up), dims(t, 2 * f, d));
+    linear_backward(s, shape, (x.h2, gate_up), g.gate_up, into);
     let (post, d_post) = pair(ids.post_norm);
+    let plain = Heads::plain(t, d);
     rmsnorm::weight_gradient(s, x.x_mid, x.rstd2, g.h, d_post, scratch, plain);
     rmsnorm::backward(s, x.x_mid, post, x.rstd2, g.h, g.residual, plain, true);
-
     let (o, d_o) = pair(ids.o);
-    let dims = Dims {
-        m: t,
-        n: d,
-        k: a.q_width(),
+    let (into, shape) = ((g.o, d_o), dims(t, d, a.q_width()));
+    linear_backward(s, shape, (x.o, o), g.residual, into);
+
+    let (t, x, g) = (pass.tokens, all, all_g);
+    let on = attention::Backward {
+        rows: pass.rows,
+        parent: pass.parent,
+        q: x.q,
+        kv: x.kv,
+        o: x.o,
+        lse: x.lse,
+        d_o: g.o,
+        delta: g.delta,
+        dq: g.q,
+        dkv: g.kv,
     };
-    linear_backward(s, dims, (x.o, o), g.residual, (g.o, d_o));
-    let dims = pass.attention_dims();
-    attention::backward(
-        s,
-        pass.rows,
-        pass.parent,
-        x.q,
-        x.kv,
-        x.o,
-        x.lse,
-        g.o,
-        g.delta,
-        g.q,
-        g.kv,
-        dims,
-    );
-    rope::backward(s, pass.rows, pass.table, g.q, g.kv, g.qkv, dims);
+    let shape = pass.attention_dims();
+    attention::backward(s, on, shape, from);
+    if from > 0 {
+        fill::fill_f32(s, g.q.first(from * a.q_width()), 0.0);
+    }
+    rope::backward(s, pass.rows, pass.table, g.q, g.kv, g.qkv, shape);
     if let (Some((_, q_rstd, k_rstd)), Some((q_norm, k_norm))) = (x.qk_normed, ids.qk_norm) {
         let (q, k) = pass.head_parts();
         for (norm, rstd, heads) in [(q_norm, q_rstd, q), (k_norm, k_rstd, k)] {
@@ -217,13 +217,10 @@ pub fn backward(
         column_sum::column_sum(s, g.qkv, dw.slice(bias), t, a.qkv_width(), true);
     }
     let (qkv, d_qkv) = pair(ids.qkv);
-    let dims = Dims {
-        m: t,
-        n: a.qkv_width(),
-        k: d,
-    };
-    linear_backward(s, dims, (x.h1, qkv), g.qkv, (g.h, d_qkv));
+    let (into, shape) = ((g.h, d_qkv), dims(t, a.qkv_width(), d));
+    linear_backward(s, shape, (x.h1, qkv), g.qkv, into);
     let (input, d_input) = pair(ids.input_norm);
+    let plain = Heads::plain(t, d);
     rmsnorm::weight_gradient(s, x.x_in, x.rstd1, g.h, d_input, scratch, plain);
     rmsnorm::backward(s, x.x_in, input, x.rstd1, g.h, g.residual, plain, true);
 }

@@ -14,7 +14,7 @@ pub struct Optimiser {
     pub first_moment: Weights,
     pub second_moment: Weights,
     partials: Buffer,
-    /// [norm, scale, finite, 0] of the last step.
+    /// What [`grad_norm::finish`] wrote last; it counts the updates too.
     pub norm: Buffer,
     decayed: Vec<bool>,
     sizes: Vec<usize>,
@@ -30,8 +30,6 @@ pub struct Update {
     pub weight_decay: f32,
     /// Largest global norm; 0: no clipping.
     pub clip_norm: f32,
-    /// Number of this update, from 1.
-    pub step: u32,
 }
 
 impl Optimiser {
@@ -41,7 +39,7 @@ impl Optimiser {
             first_moment: Weights::zeros(device, layout, "first moments")?,
             second_moment: Weights::zeros(device, layout, "second moments")?,
             partials: Buffer::new(device, "gradient-norm partial sums", MAX_PARTIALS)?,
-            norm: Buffer::new(device, "gradient norm", 4)?,
+            norm: Buffer::new(device, "gradient norm", grad_norm::WORDS)?,
             decayed: layout.blocks.iter().map(|b| b.decayed).collect(),
             sizes: layout.blocks.iter().map(|b| b.words).collect(),
         })
@@ -55,7 +53,8 @@ impl Optimiser {
         for (gradient, &n) in self.gradient.blocks.iter().zip(&self.sizes) {
             count += grad_norm::partial(s, gradient.all(), partials, count, n);
         }
-        grad_norm::finish(s, partials, count, update.clip_norm, self.norm());
+        let betas = [update.beta1, update.beta2];
+        grad_norm::finish(s, partials, count, update.clip_norm, betas, self.norm());
         for (i, &n) in self.sizes.iter().enumerate() {
             let hyper = adamw::Hyper {
                 lr: update.lr,
@@ -67,7 +66,6 @@ impl Optimiser {
                 } else {
                     0.0
                 },
-                step: update.step,
             };
             adamw::step(
                 s,
@@ -82,8 +80,16 @@ impl Optimiser {
         }
     }
 
+    /// Tells the device how many updates were made: a run is resumed.
+    pub fn set_applied(&self, updates: u64) -> Result<()> {
+        let mut words = [0.0; grad_norm::WORDS];
+        words[grad_norm::APPLIED] = updates as f32;
+        self.norm.write_f32(&words)
+    }
+
     /// Forgets the moments: a new stage begins.
     pub fn reset(&self) -> Result<()> {
+        self.set_applied(0)?;
         for moment in [&self.first_moment, &self.second_moment] {
             moment.write(&self.sizes.iter().map(|&n| vec![0.0; n]).collect::<Vec<_>>())?;
         }

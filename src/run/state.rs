@@ -60,6 +60,8 @@ pub struct State {
     pub decode_tokens: u64,
     /// Steps left out for a loss or gradient that was not finite.
     pub skipped_steps: u64,
+    /// Updates of the weights that were made in this stage: AdamW's count.
+    pub updates: u64,
     /// Wall-clock seconds of training in all stages, resumed parts added up.
     pub elapsed_seconds: f64,
     /// What a stage needs beyond the above.
@@ -79,8 +81,17 @@ impl State {
             bad_evaluations: 0,
             decode_tokens: 0,
             skipped_steps: 0,
+            updates: 0,
             elapsed_seconds: 0.0,
             extra: Map::new(),
+        }
+    }
+
+    /// As it may be after a step that is under way and spends at most so many tokens.
+    pub fn after(&self, decode_tokens: u64) -> State {
+        State {
+            decode_tokens: self.decode_tokens + decode_tokens,
+            ..self.clone()
         }
     }
 

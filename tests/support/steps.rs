@@ -11,8 +11,8 @@ use vstar::model::optimiser::Update;
 
 pub const CAUSAL: PromptAttention = PromptAttention::Causal;
 
-/// An update with learning rate `lr`, the `step`-th.
-pub fn update(lr: f32, step: u32) -> Update {
+/// An update with learning rate `lr`.
+pub fn update(lr: f32) -> Update {
     Update {
         lr,
         beta1: 0.9,
@@ -20,7 +20,6 @@ pub fn update(lr: f32, step: u32) -> Update {
         eps: 1e-8,
         weight_decay: 0.01,
         clip_norm: 1.0,
-        step,
     }
 }
 
@@ -54,7 +53,7 @@ pub fn fine_tune(
         let order = epoch_order(documents.len(), 3, number);
         let batch = order.iter().take(16).map(|&i| documents[i as usize]);
         let part = batch.collect::<Vec<_>>();
-        let result = sft_step(engine, data, &[part], attention, &update(lr, number + 1));
+        let result = sft_step(engine, data, &[part], attention, &update(lr));
         assert!(result.finite);
         result.loss
     };

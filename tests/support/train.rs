@@ -43,6 +43,7 @@ pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
         tokens: 1024,
         rows: 1024,
         targets: 1024,
+        slots: 2048,
     };
-    Engine::new(model, capacity).unwrap()
+    Engine::new(model, capacity, config.model.recompute).unwrap()
 }

@@ -1,6 +1,7 @@
 //! Draws follow the policy: chi-square tests with fixed seeds, each with a distribution it must refuse.
 
 use super::*;
+use crate::forest::Row;
 use crate::kernels::harness::Harness;
 use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
 use crate::kernels::ved_select::{Params, table, ved_select};
@@ -81,7 +82,7 @@ fn expansions_follow_the_policy_without_replacement() {
     let prompt = h.u32("prompt", &spans);
     let tree = h.u32("tree", &vec![0; prompts * (1 + nodes) * RECORD]);
     let stats = h.f32("stats", &vec![0.0; prompts * nodes * STATS]);
-    let rows = h.u32("rows", &vec![0; prompts * 2 * RECORD]);
+    let rows = h.u32("rows", &vec![0; prompts * 2 * Row::WORDS]);
     let parent = h.u32("parent", &vec![0; 1 + prompts * nodes]);
     let entry = h.u32("entry", &vec![0; prompts * 2 * 2]);
     let trie = h.u32("trie", &[0, 4, 4, 4, 4, 4, 5, 6, 7, 8]);
@@ -128,8 +129,8 @@ fn expansions_follow_the_policy_without_replacement() {
     h.run().unwrap();
     // Each row's token names the child it runs.
     let mut counts = vec![0; fanout * fanout];
-    for pair in h.read_u32(&rows).unwrap().chunks_exact(2 * RECORD) {
-        counts[(pair[0] - 5) as usize * fanout + (pair[RECORD] - 5) as usize] += 1;
+    for pair in h.read_u32(&rows).unwrap().chunks_exact(2 * Row::WORDS) {
+        counts[(pair[0] - 5) as usize * fanout + (pair[Row::WORDS] - 5) as usize] += 1;
     }
     let pairs = (0..fanout * fanout).map(|i| (i / fanout, i % fanout));
     let (counts, want): (Vec<usize>, Vec<f64>) = pairs

@@ -5,8 +5,9 @@ mod reference;
 mod table_model;
 
 use super::*;
-use crate::device::DeviceRef;
 use crate::device::cpu::Cpu;
+use crate::device::{Buffer, DeviceRef};
+use crate::forest::Row;
 use crate::kernels::harness::{devices, lockstep_pair};
 use crate::rng::{self, Rng};
 use reference::{Search, World};
@@ -88,7 +89,9 @@ fn decode(
     let dims = [catalog.vocab, 3];
     let mut decoder = Decoder::new(device, trie, dims, capacity, config.clone()).unwrap();
     let rows = prompts.len() * decoder.plan().rows();
-    let model = TableModel::new(device, catalog.vocab, decoder.slots(), rows.max(tokens));
+    let model_rows = rows.max(capacity.rows());
+    let model = TableModel::new(device, catalog.vocab, decoder.slots(), model_rows);
+    let rows = Buffer::new(device, "prompt rows", capacity.rows() * Row::WORDS).unwrap();
     let batch: Vec<Prompt> = prompts
         .iter()
         .map(|(document, tokens)| Prompt {
@@ -97,7 +100,8 @@ fn decode(
         })
         .collect();
     let mut stream = Stream::new();
-    decoder.decode(&mut stream, &model, &batch, STEP).unwrap();
+    decoder.upload(&batch, rows.all()).unwrap();
+    decoder.decode(&mut stream, &model, rows.all(), STEP);
     device.run(&stream).unwrap();
     (decoder.plan().clone(), decoder.read().unwrap())
 }
@@ -433,7 +437,7 @@ fn refuses_what_it_cannot_hold() {
     let config = config(Method::Beam { width: 2 });
     let trie = catalog.trie(&device);
     let mut decoder = Decoder::new(&device, trie, [catalog.vocab, 3], capacity, config).unwrap();
-    let model = TableModel::new(&device, catalog.vocab, decoder.slots(), 4);
+    let rows = Buffer::new(&device, "prompt rows", 64 * Row::WORDS).unwrap();
     let mut error = |tokens: &[&[u32]]| {
         let prompts: Vec<Prompt> = tokens
             .iter()
@@ -442,10 +446,8 @@ fn refuses_what_it_cannot_hold() {
                 document: 7,
             })
             .collect();
-        decoder
-            .decode(&mut Stream::new(), &model, &prompts, 0)
-            .unwrap_err()
-            .to_string()
+        let refused = decoder.upload(&prompts, rows.all());
+        refused.unwrap_err().to_string()
     };
     assert!(error(&[&[1; 5]]).contains("1 prompts of 5 tokens"));
     assert!(error(&[&[1], &[1]]).contains("holds 1 to 1 prompts of 4 tokens"));

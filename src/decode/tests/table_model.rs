@@ -2,8 +2,10 @@
 //! would be. A wrong slot, chain, position or prompt range gives other logits. All arithmetic is exact, so that devices
 //! agree to the bit.
 
-use crate::decode::DecodeModel;
+use crate::decode::{DecodeModel, Prefill};
 use crate::device::{Args, Buffer, Cost, DeviceRef, Grid, Kernel, Slice, Stream};
+use crate::forest::Row;
+use crate::kernels::gather::gather_rows;
 use crate::rng::{pcg4d, unit};
 use crate::{bindings, params};
 
@@ -34,6 +36,8 @@ pub struct TableModel {
     pub vocab: usize,
     cache: Buffer,
     no_value: Buffer,
+    prompt_hidden: Buffer,
+    prompt_value: Buffer,
 }
 
 impl TableModel {
@@ -43,6 +47,8 @@ impl TableModel {
             vocab,
             cache: Buffer::new(device, "cache", slots).unwrap(),
             no_value: Buffer::new(device, "no value", rows).unwrap(),
+            prompt_hidden: Buffer::new(device, "hidden", HIDDEN * rows).unwrap(),
+            prompt_value: Buffer::new(device, "value", rows).unwrap(),
         }
     }
 }
@@ -54,6 +60,16 @@ impl DecodeModel for TableModel {
 
     fn hidden(&self) -> usize {
         HIDDEN
+    }
+
+    fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>) {
+        let (all, values) = (self.prompt_hidden.all(), self.prompt_value.all());
+        let (n, parent) = (prompts.tokens, prompts.parent);
+        self.forward(s, prompts.rows, n, parent, all, Some(values));
+        gather_rows(s, all, prompts.ends, hidden, prompts.prompts, HIDDEN);
+        if let Some(value) = value {
+            gather_rows(s, values, prompts.ends, value, prompts.prompts, 1);
+        }
     }
 
     fn forward(
@@ -100,22 +116,23 @@ struct Params { n: u32 }
 @group(0) @binding(5) var<storage, read_write> value: array<f32>;
 //!include grid
 //!include rng
+//!include rows
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let i = group_number(group, groups) * 64u + lane;
     if i >= p.n { return; }
-    let slot = rows[8u * i + 4u];
-    let chain = rows[8u * i + 5u];
+    let slot = rows[ROW * i + 4u];
+    let chain = rows[ROW * i + 5u];
     var hash = 1u;
     if chain != 0xffffffffu {
         let up = parent[chain];
         var base = 0u;
-        if up == 0xffffffffu { base = cache[rows[8u * i + 3u] - 1u]; } else { base = cache[up]; }
-        hash = pcg4d(vec4<u32>(base, rows[8u * i], rows[8u * i + 1u], 1u)).x;
+        if up == 0xffffffffu { base = cache[rows[ROW * i + 3u] - 1u]; } else { base = cache[up]; }
+        hash = pcg4d(vec4<u32>(base, rows[ROW * i], rows[ROW * i + 1u], 1u)).x;
     } else if slot != 0xffffffffu {
-        for (var j = rows[8u * i + 2u]; j <= i; j++) {
-            hash = pcg4d(vec4<u32>(hash, rows[8u * j], 0u, 0u)).x;
+        for (var j = rows[ROW * i + 2u]; j <= i; j++) {
+            hash = pcg4d(vec4<u32>(hash, rows[ROW * j], 0u, 0u)).x;
         }
     }
     if slot != 0xffffffffu { cache[slot] = hash; }
@@ -138,7 +155,9 @@ fn forward_twin(args: &Args) {
     let (rows, parent, cache) = (args.u32(0), args.u32(1), args.u32_mut(2));
     let (hidden, value) = (args.f32_mut(3), args.f32_mut(4));
     for i in 0..p.n as usize {
-        let [token, position, begin, end, slot, chain, ..] = rows[8 * i..8 * i + 8] else {
+        let [token, position, begin, end, slot, chain, ..] =
+            rows[Row::WORDS * i..Row::WORDS * (i + 1)]
+        else {
             unreachable!()
         };
         let hash = if chain != NONE {
@@ -150,7 +169,7 @@ fn forward_twin(args: &Args) {
             }];
             node_hash(base, token, position)
         } else if slot != NONE {
-            prompt_hash((begin as usize..=i).map(|j| rows[8 * j]))
+            prompt_hash((begin as usize..=i).map(|j| rows[Row::WORDS * j]))
         } else {
             1
         };

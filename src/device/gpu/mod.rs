@@ -2,10 +2,14 @@
 //! (kernel, buffers); after the first step of a run nothing is created.
 
 mod pipelines;
+mod readback;
+mod resolve;
 
-use super::{Counters, Device, DeviceInfo, Slice, Stream};
-use anyhow::{Context, Result, anyhow, bail};
+use super::{Counters, Device, DeviceInfo, Reading, Slice, Stream};
+use anyhow::{Result, anyhow, bail};
 use pipelines::{BindGroupKey, Pipeline, bind_group_key};
+use readback::Staging;
+use resolve::{Patches, Resolver};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -32,9 +36,11 @@ struct State {
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     /// Parameter slots of the stream being run.
     uniforms: wgpu::Buffer,
-    staging: wgpu::Buffer,
+    staging: Staging,
     counters: Counters,
     scratch: Vec<u8>,
+    patches: Patches,
+    resolver: Resolver,
 }
 
 pub struct Gpu {
@@ -43,7 +49,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     /// First error wgpu reported outside a call that returns one.
-    fault: Arc<Mutex<Option<String>>>,
+    fault: Fault,
     state: Mutex<State>,
 }
 
@@ -62,13 +68,9 @@ fn new_buffer(
 }
 
 fn uniform_buffer(device: &wgpu::Device, slots: usize) -> wgpu::Buffer {
-    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let usage =
+        wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
     new_buffer(device, "parameters", slots * SLOT_BYTES, usage)
-}
-
-fn staging_buffer(device: &wgpu::Device, bytes: usize) -> wgpu::Buffer {
-    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-    new_buffer(device, "read-back", bytes, usage)
 }
 
 /// A wgpu error in one line: the first line that carries the cause.
@@ -90,6 +92,16 @@ pub fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
         name: about.name,
         backend: about.backend.to_string(),
         driver: format!("{} {}", about.driver, about.driver_info),
+    }
+}
+
+/// The first error wgpu has reported on its own.
+type Fault = Arc<Mutex<Option<String>>>;
+
+fn check(fault: &Fault, name: &str) -> Result<()> {
+    match fault.lock().unwrap().take() {
+        Some(text) => Err(anyhow!("{name}: {text}")),
+        None => Ok(()),
     }
 }
 
@@ -138,9 +150,11 @@ impl Gpu {
             pipelines: HashMap::new(),
             bind_groups: HashMap::new(),
             uniforms: uniform_buffer(&device, 1024),
-            staging: staging_buffer(&device, 64 * 1024),
+            staging: Staging::default(),
             counters: Counters::default(),
             scratch: Vec::new(),
+            patches: Patches::default(),
+            resolver: Resolver::new(&device),
         };
         Ok(Gpu {
             info,
@@ -153,17 +167,7 @@ impl Gpu {
     }
 
     fn check(&self) -> Result<()> {
-        match self.fault.lock().unwrap().take() {
-            Some(text) => Err(anyhow!("{}: {text}", self.info.name)),
-            None => Ok(()),
-        }
-    }
-
-    fn wait(&self) -> Result<()> {
-        self.device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
-        self.check()
+        check(&self.fault, &self.info.name)
     }
 }
 
@@ -205,6 +209,7 @@ impl Device for Gpu {
         state
             .bind_groups
             .retain(|(_, slices), _| slices.iter().all(|s| s.buffer != buffer));
+        state.resolver.forget(Some(buffer));
         state.buffers[buffer as usize] = None;
         state.free.push(buffer);
     }
@@ -221,56 +226,8 @@ impl Device for Gpu {
         self.check()
     }
 
-    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
-        let mut state = self.state.lock().unwrap();
-        let total: usize = from.iter().map(|s| 4 * s.len as usize).sum();
-        if (state.staging.size() as usize) < total {
-            state.staging = staging_buffer(&self.device, total.next_power_of_two());
-        }
-        state.counters.bytes_read_back += total as u64;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        let mut at = 0;
-        for slice in from {
-            let buffer = state.buffers[slice.buffer as usize]
-                .as_ref()
-                .expect("buffer is alive");
-            let bytes = 4 * slice.len as u64;
-            encoder.copy_buffer_to_buffer(
-                buffer,
-                4 * slice.offset as u64,
-                &state.staging,
-                at,
-                bytes,
-            );
-            at += bytes;
-        }
-        self.queue.submit([encoder.finish()]);
-        let view = state.staging.slice(..total as u64);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        view.map_async(wgpu::MapMode::Read, move |result| {
-            let _ = sender.send(result);
-        });
-        self.wait()?;
-        receiver
-            .recv()
-            .context("the GPU never answered a read-back")?
-            .map_err(|e| anyhow!("{}: reading back failed: {e}", self.info.name))?;
-        let mapped = view
-            .get_mapped_range()
-            .map_err(|e| anyhow!("{}: reading back failed: {e:?}", self.info.name))?;
-        let mut out = Vec::with_capacity(from.len());
-        let mut at = 0;
-        for slice in from {
-            let bytes = 4 * slice.len as usize;
-            let mut words = vec![0u32; slice.len as usize];
-            bytemuck::cast_slice_mut::<u32, u8>(&mut words)
-                .copy_from_slice(&mapped[at..at + bytes]);
-            out.push(words);
-            at += bytes;
-        }
-        drop(mapped);
-        state.staging.unmap();
-        Ok(out)
+    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
+        Gpu::begin_reading(self, from)
     }
 
     fn run(&self, stream: &Stream) -> Result<()> {
@@ -283,6 +240,7 @@ impl Device for Gpu {
         if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
             state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
             state.bind_groups.clear();
+            state.resolver.forget(None);
         }
         state.scratch.clear();
         state.scratch.resize(slots * SLOT_BYTES, 0);
@@ -296,13 +254,26 @@ impl Device for Gpu {
         }
         // Ordered on the queue: earlier submissions have read their slots before this copy lands.
         self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
+        state.patches.collect(stream);
+        let patched = state
+            .resolver
+            .upload(&self.device, &self.queue, &state.patches);
+        let (patches, buffers) = (&state.patches, &state.buffers);
+        let made = state
+            .resolver
+            .prepare(&self.device, patches, buffers, &state.uniforms);
+        state.counters.bind_groups_created += made;
         for launch in &stream.launches {
             self.prepare(state, launch)?;
         }
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut segments = state.patches.segments.iter().enumerate().peekable();
             for (i, launch) in stream.launches.iter().enumerate() {
+                while let Some((number, segment)) = segments.next_if(|(_, s)| s.before == i) {
+                    state.resolver.dispatch(&mut pass, number, segment);
+                }
                 let key = bind_group_key(launch);
                 pass.set_pipeline(&state.pipelines[launch.kernel.name].pipeline);
                 pass.set_bind_group(0, &state.bind_groups[&key], &[(i * SLOT_BYTES) as u32]);
@@ -312,8 +283,8 @@ impl Device for Gpu {
         }
         self.queue.submit([encoder.finish()]);
         state.counters.submissions += 1;
-        state.counters.launches += slots as u64;
-        state.counters.bytes_uploaded += state.scratch.len() as u64;
+        state.counters.launches += (slots + state.patches.segments.len()) as u64;
+        state.counters.bytes_uploaded += (state.scratch.len() + patched) as u64;
         self.check()
     }
 

@@ -96,6 +96,56 @@ fn training(draws: &mut Rng, documents: usize, kind: Prompt) -> (Vec<Row>, Vec<u
     (rows, parent, mask)
 }
 
+/// The same forest with all prompts before all trees, which begin at a multiple of 64; also their first row.
+fn apart((rows, parent, mask): (Vec<Row>, Vec<u32>, Mask)) -> (Vec<Row>, Vec<u32>, Mask, usize) {
+    let is_tree = |&i: &usize| rows[i].chain != NONE;
+    let mut order: Vec<Option<usize>> = (0..rows.len()).filter(|i| !is_tree(i)).map(Some).collect();
+    let first = order.len().next_multiple_of(64);
+    order.resize(first, None);
+    order.extend((0..rows.len()).filter(is_tree).map(Some));
+    let place = |old: u32| order.iter().position(|&o| o == Some(old as usize)).unwrap() as u32;
+    let moved = |old: u32| if old == NONE { NONE } else { place(old) };
+    let made = order.iter().map(|&old| {
+        let Some(old) = old.filter(|&i| rows[i].slot != NONE) else {
+            return (Row::INACTIVE, NONE, Vec::new());
+        };
+        let row = rows[old];
+        let (mut near, mut tree) = (Vec::new(), Vec::new());
+        for query in row.q_begin..row.q_end {
+            match is_tree(&(query as usize)) && row.chain == NONE {
+                true => tree.push(place(query)),
+                false => near.push(place(query)),
+            }
+        }
+        let range = |v: &[u32]| {
+            v.first()
+                .map_or((0, 0), |&begin| (begin, begin + v.len() as u32))
+        };
+        let ((q_begin, q_end), (tree_begin, tree_end)) = (range(&near), range(&tree));
+        let kv_begin = place(row.kv_begin);
+        let row = Row {
+            kv_begin,
+            kv_end: kv_begin + row.kv_end - row.kv_begin,
+            slot: place(row.slot),
+            chain: moved(row.chain),
+            q_begin,
+            q_end,
+            tree_begin,
+            tree_end,
+            ..row
+        };
+        let seen = mask[old].iter().map(|&i| place(i as u32) as usize);
+        (row, moved(parent[old]), seen.collect())
+    });
+    let (mut all, mut links, mut seen) = (Vec::new(), Vec::new(), Mask::new());
+    for (row, link, slots) in made {
+        all.push(row);
+        links.push(link);
+        seen.push(slots);
+    }
+    (all, links, seen, first)
+}
+
 /// A decoder's call: prompts of `lengths` in the cache, trees in slots of any order behind them, and only some nodes as
 /// queries.
 fn decoding(draws: &mut Rng, lengths: &[usize]) -> (Vec<Row>, Vec<u32>, Mask) {
@@ -254,7 +304,7 @@ fn training_forwards_and_gradients_match_f64() {
                 let dims = dims(&rows, heads, kv_heads, head_dim);
                 let case = Case::new(h, &rows, &parent, dims);
                 case.forward(h.stream());
-                case.backward(h.stream());
+                case.backward(h.stream(), 0);
                 h.run().unwrap();
                 let reference = Reference { mask: &mask, dims };
                 let (q, kv) = (case.q.f64(), case.kv.f64());
@@ -264,6 +314,41 @@ fn training_forwards_and_gradients_match_f64() {
                 expect_lse(h, &case, &mask, &lse);
                 h.expect(&case.dq, &dq, 5e-6);
                 h.expect(&case.dkv, &dkv, 5e-6);
+            }
+        }
+    });
+}
+
+#[test]
+fn trees_may_lie_apart_and_alone() {
+    devices::each(|h| {
+        for kind in [Prompt::Causal, Prompt::Full] {
+            for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 2, 6), (4, 1, 64)] {
+                let (rows, parent, mut mask, first) = apart(training(h.draws(), 7, kind));
+                let dims = dims(&rows, heads, kv_heads, head_dim);
+                let case = Case::new(h, &rows, &parent, dims);
+                let (q, kv, d_o) = (case.q.f64(), case.kv.f64(), case.d_o.f64());
+                case.forward(h.stream());
+                case.backward(h.stream(), 0);
+                h.run().unwrap();
+                let reference = Reference { mask: &mask, dims };
+                let (dq, dkv) = reference.backward(&q, &kv, &d_o);
+                h.expect(&case.dq, &dq, 5e-6);
+                h.expect(&case.dkv, &dkv, 5e-6);
+
+                // Only the trees ask: the prompts' own queries count for nothing.
+                let alone = Case::new(h, &rows, &parent, dims);
+                alone.forward(h.stream());
+                alone.backward(h.stream(), first);
+                h.run().unwrap();
+                mask[..first].iter_mut().for_each(Vec::clear);
+                let (q, kv, d_o) = (alone.q.f64(), alone.kv.f64(), alone.d_o.f64());
+                let reference = Reference { mask: &mask, dims };
+                let (mut dq, dkv) = reference.backward(&q, &kv, &d_o);
+                let untouched = first * dims.q_width();
+                dq[..untouched].copy_from_slice(&alone.dq.f64()[..untouched]);
+                h.expect(&alone.dq, &dq, 5e-6);
+                h.expect(&alone.dkv, &dkv, 5e-6);
             }
         }
     });

@@ -1,7 +1,7 @@
 //! The CPU twins: rows in parallel; per (row, head) a tile of scores on the stack, and sums of 64 columns kept in
 //! registers.
 
-use super::{DeltaParams, Params};
+use super::{DeltaParams, KeyValueParams, Params};
 use crate::device::Args;
 use crate::kernels::math::{MASKED, dot, exp, fold};
 use crate::kernels::rows::{Dims, NONE, Row, records};
@@ -205,7 +205,10 @@ struct Shape {
 
 impl Shape {
     fn of(args: &Args) -> Self {
-        let p: Params = args.params();
+        Self::new(&args.params())
+    }
+
+    fn new(p: &Params) -> Self {
         Shape {
             dims: Dims {
                 tokens: p.tokens as usize,
@@ -367,7 +370,14 @@ pub(super) fn backward_query(args: &Args) {
 }
 
 pub(super) fn backward_key_value(args: &Args) {
-    let shape = Shape::of(args);
+    let p: KeyValueParams = args.params();
+    let shape = Shape::new(&Params {
+        tokens: p.tokens,
+        heads: p.heads,
+        kv_heads: p.kv_heads,
+        head_dim: p.head_dim,
+        scale: p.scale,
+    });
     let Dims {
         tokens,
         heads,
@@ -396,8 +406,12 @@ pub(super) fn backward_key_value(args: &Args) {
                 for query_head in head * shape.group..(head + 1) * shape.group {
                     let queries = shape.queries(q, query_head);
                     let outputs = shape.queries(d_o, query_head);
-                    for first in (row.q_begin..row.q_end).step_by(TILE) {
-                        let count = TILE.min((row.q_end - first) as usize);
+                    let tiles = row.queries(p.first_query).into_iter().flat_map(|range| {
+                        let end = range.end;
+                        range.step_by(TILE).map(move |first| (first, end))
+                    });
+                    for (first, end) in tiles {
+                        let count = TILE.min((end - first) as usize);
                         for (i, record) in tile[..count].iter_mut().zip(first..) {
                             *i = record;
                         }

@@ -1,0 +1,91 @@
+//! Reading back: slices are copied into a staging buffer behind all that was submitted before; the host maps it when it
+//! wants the words, which may be while later work runs.
+
+use super::{Gpu, State, new_buffer};
+use crate::device::{Reading, Slice};
+use anyhow::{Context, Result, anyhow};
+use std::sync::{Arc, Mutex};
+
+/// Staging buffers that no read-back is using.
+pub(super) type Staging = Arc<Mutex<Vec<wgpu::Buffer>>>;
+
+/// Smallest staging buffer made: a step's figures fit.
+const SMALLEST: usize = 4096;
+
+impl Gpu {
+    /// A free staging buffer of at least so many bytes.
+    fn staging(&self, state: &State, bytes: usize) -> wgpu::Buffer {
+        let mut free = state.staging.lock().unwrap();
+        let fits = |b: &wgpu::Buffer| b.size() as usize >= bytes;
+        let best = (0..free.len())
+            .filter(|&i| fits(&free[i]))
+            .min_by_key(|&i| free[i].size());
+        match best {
+            Some(i) => free.swap_remove(i),
+            None => {
+                // One that is too small will not be wanted again.
+                free.pop();
+                let size = bytes.next_power_of_two().max(SMALLEST);
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                new_buffer(&self.device, "read-back", size, usage)
+            }
+        }
+    }
+
+    pub(super) fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
+        let mut state = self.state.lock().unwrap();
+        let state = &mut *state;
+        let total: usize = from.iter().map(|s| 4 * s.len as usize).sum();
+        let staging = self.staging(state, total);
+        state.counters.bytes_read_back += total as u64;
+        state.counters.submissions += 1;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut at = 0;
+        for slice in from {
+            let buffer = state.buffers[slice.buffer as usize].as_ref();
+            let buffer = buffer.expect("buffer is alive");
+            let (offset, bytes) = (4 * slice.offset as u64, 4 * slice.len as u64);
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, at, bytes);
+            at += bytes;
+        }
+        let submission = self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging
+            .slice(..total as u64)
+            .map_async(wgpu::MapMode::Read, move |result| {
+                let _ = sender.send(result);
+            });
+        let lengths: Vec<usize> = from.iter().map(|s| s.len as usize).collect();
+        let (device, fault) = (self.device.clone(), self.fault.clone());
+        let (name, free) = (self.info.name.clone(), state.staging.clone());
+        Ok(Reading::pending(move || {
+            let failed = |e: &dyn std::fmt::Debug| anyhow!("{name}: reading back failed: {e:?}");
+            device
+                .poll(wgpu::PollType::Wait {
+                    submission_index: Some(submission),
+                    timeout: None,
+                })
+                .map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
+            super::check(&fault, &name)?;
+            receiver
+                .recv()
+                .context("the GPU never answered a read-back")?
+                .map_err(|e| failed(&e))?;
+            let view = staging.slice(..total as u64);
+            let mapped = view.get_mapped_range().map_err(|e| failed(&e))?;
+            let mut at = 0;
+            let words = |len: usize| {
+                let mut words = vec![0u32; len];
+                bytemuck::cast_slice_mut::<u32, u8>(&mut words)
+                    .copy_from_slice(&mapped[at..at + 4 * len]);
+                at += 4 * len;
+                words
+            };
+            let out = lengths.into_iter().map(words).collect();
+            drop(mapped);
+            staging.unmap();
+            free.lock().unwrap().push(staging);
+            Ok(out)
+        }))
+    }
+}

@@ -1,0 +1,84 @@
+//! `y += share (x - y)`: a reference policy follows the policy (`rl.ref_mix`).
+//!
+//! Floor: 3 operations and 12 bytes per element.
+
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+params! {
+    Params { n: u32, share: f32 }
+}
+
+pub static LERP: Kernel = Kernel {
+    name: "lerp",
+    source: include_str!("../../shaders/lerp.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![x: In F32, y: Out F32],
+    twin,
+    cost: Cost::unstated,
+};
+
+/// Moves `y` towards `x`, both [n]; `share` 1 copies.
+pub fn lerp(s: &mut Stream, x: Slice, y: Slice, share: f32, n: usize) {
+    let params = Params { n: n as u32, share };
+    s.push(&LERP, &params, &[x, y], Grid::cover(n, 256));
+}
+
+/// Elements per task of the twin.
+const CHUNK: usize = 16 * 1024;
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    let n = p.n as usize;
+    args.f32_mut(1)[..n]
+        .par_chunks_mut(CHUNK)
+        .zip(args.f32(0)[..n].par_chunks(CHUNK))
+        .for_each(|(y, x)| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += p.share * (x - *y);
+            }
+        });
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for n in [1, 255, 257, CHUNK + 13] {
+        let (x, y) = (h.random("x", n), h.random("y", n));
+        lerp(h.stream(), x.slice(), y.slice(), 0.3, n);
+        h.run()?;
+        h.read_f32(&y)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn follows() {
+        devices::each(|h| {
+            let (x, y) = (h.random("x", 300), h.random("y", 300));
+            lerp(h.stream(), x.slice(), y.slice(), 0.25, 300);
+            h.run().unwrap();
+            let want: Vec<f64> = x
+                .f64()
+                .iter()
+                .zip(y.f64())
+                .map(|(x, y)| y + 0.25 * (x - y))
+                .collect();
+            h.expect(&y, &want, 1e-6);
+        });
+    }
+}

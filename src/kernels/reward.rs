@@ -1,0 +1,200 @@
+//! Rewards of candidates, and the step rewards of the value head (spec 5), on the device.
+//!
+//! The reward of candidate c of a prompt, each term by its weight:
+//! - `rule`: 1 if it is the target; `value`: the target's worth if it is.
+//! - `rank`: in a group with a hit, a miss at rank i (0-based, by decreasing log-prob, ties by number) gets
+//!   `-(1 / log2(i + 2)) / sum_{j < G} 1 / log2(j + 2)`: the likelier the miss, the worse.
+//! - `semantic`: the cosine of its embedding with the target's.
+//! - `novelty`: its SID's entry of a table: negative log-popularity, scaled into [0, 1].
+//!
+//! The step reward of its prefix of length l: `w_l` if it is a prefix of the target, else
+//! `-w_l (1 - cos(e_p, e_target))`, e_p being the mean embedding of the group's candidates that start with the prefix (a
+//! candidate that is there twice counts twice; a sum has the mean's direction). Without embeddings every cosine is 0.
+//!
+//! An absent candidate gets 0 everywhere. Floor: about `(G L + 2) D` operations per candidate for embeddings of D
+//! floats; the rest is small.
+
+use super::harness::Harness;
+use super::tree::{self, ASKED, Paths, asked};
+use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::{bindings, params};
+use anyhow::Result;
+
+/// How the rewards of one candidate are added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Weights {
+    pub rule: f32,
+    pub rank: f32,
+    pub semantic: f32,
+    pub novelty: f32,
+    pub value: f32,
+}
+
+params! {
+    /// `dim` is D, 0 without embeddings.
+    Params {
+        prompts: u32, group: u32, levels: u32, dim: u32,
+        rule: f32, rank: f32, semantic: f32, novelty: f32, value: f32,
+    }
+}
+
+pub static REWARD: Kernel = Kernel {
+    name: "reward",
+    source: include_str!("../../shaders/reward.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![
+        picked: In U32, scores: In F32, asked: In U32, sids: In F32, embeddings: In F32,
+        rewards: Out F32, steps: Out F32,
+    ],
+    twin,
+    cost: Cost::unstated,
+};
+
+/// The buffers of [`reward`], in the kernel's order.
+#[derive(Clone, Copy, Debug)]
+pub struct Reward {
+    /// What [`super::candidates`] wrote.
+    pub picked: Slice,
+    pub scores: Slice,
+    /// See [`super::tree`].
+    pub asked: Slice,
+    /// Level weights [L], then the novelty of every SID [S] (needed only where it has a weight).
+    pub sids: Slice,
+    /// [S, D].
+    pub embeddings: Slice,
+    /// [B, G] and [B, G, L].
+    pub rewards: Slice,
+    pub steps: Slice,
+}
+
+/// Rewards every candidate.
+pub fn reward(s: &mut Stream, on: Reward, p: Params) {
+    let slices = [
+        on.picked,
+        on.scores,
+        on.asked,
+        on.sids,
+        on.embeddings,
+        on.rewards,
+        on.steps,
+    ];
+    let grid = Grid::cover((p.prompts * p.group) as usize, 64);
+    s.push(&REWARD, &p, &slices, grid);
+}
+
+/// 0 if either vector is zero or empty.
+fn cosine(pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
+    let (mut product, mut a, mut b) = (0.0f32, 0.0f32, 0.0f32);
+    for (x, y) in pairs {
+        product += x * y;
+        a += x * x;
+        b += y * y;
+    }
+    let norms = a.sqrt() * b.sqrt();
+    if norms > 0.0 { product / norms } else { 0.0 }
+}
+
+fn twin(args: &Args) {
+    let p: Params = args.params();
+    let (group, levels, dim) = (p.group as usize, p.levels as usize, p.dim as usize);
+    let (picked, scores, asked_words) = (args.u32(0), args.f32(1), args.u32(2));
+    let (sids, embeddings) = (args.f32(3), args.f32(4));
+    let rewards = args.f32_mut(5)[..p.prompts as usize * group].chunks_exact_mut(group);
+    let steps = args.f32_mut(6).chunks_exact_mut(group * levels);
+    let embedding = |sid: u32| &embeddings[sid as usize * dim..][..dim];
+    for (b, (rewards, steps)) in rewards.zip(steps).enumerate() {
+        let paths = Paths::of(picked, b, group, levels);
+        let asked = &asked_words[b * (ASKED + levels)..][..ASKED + levels];
+        let (wanted, worth) = (asked[asked::WANTED], f32::from_bits(asked[asked::WORTH]));
+        let count = paths.count();
+        let logp = |c: usize| scores[(b * group + c) * (2 + levels)];
+        let any_hit = (0..count).any(|c| paths.sid(c) == wanted);
+        rewards.fill(0.0);
+        steps.fill(0.0);
+        for c in 0..count {
+            let sid = paths.sid(c);
+            let mut reward = 0.0;
+            if sid == wanted {
+                reward += p.rule + p.value * worth;
+            } else if any_hit && p.rank != 0.0 {
+                let discount = |i: usize| 1.0 / ((i + 2) as f32).log2();
+                let before = |&o: &usize| logp(o) > logp(c) || (logp(o) == logp(c) && o < c);
+                let rank = (0..count).filter(before).count();
+                let total: f32 = (0..count).map(discount).sum();
+                reward -= p.rank * (discount(rank) / total);
+            }
+            if p.semantic != 0.0 {
+                let pairs = embedding(sid).iter().zip(embedding(wanted));
+                reward += p.semantic * cosine(pairs.map(|(&x, &y)| (x, y)));
+            }
+            if p.novelty != 0.0 {
+                reward += p.novelty * sids[levels + sid as usize];
+            }
+            rewards[c] = reward;
+            let tokens = paths.tokens(c);
+            for l in 0..levels {
+                let weight = sids[l];
+                steps[c * levels + l] = if tokens[..=l] == asked[ASKED..][..=l] {
+                    weight
+                } else {
+                    let below = |&o: &usize| paths.tokens(o)[..=l] == tokens[..=l];
+                    let sum = |i: usize| -> f32 {
+                        let own = (0..count).filter(below);
+                        own.map(|o| embedding(paths.sid(o))[i]).sum()
+                    };
+                    let target = if dim > 0 { embedding(wanted) } else { &[] };
+                    let pairs = target.iter().enumerate().map(|(i, &t)| (sum(i), t));
+                    -weight * (1.0 - cosine(pairs))
+                };
+            }
+        }
+    }
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (prompts, group, levels, dim) in [(1, 1, 1, 0), (3, 5, 2, 3), (9, 16, 3, 17), (33, 7, 4, 8)]
+    {
+        let picked = tree::random_picked(h.draws(), prompts, group, levels);
+        let (asked, _) = tree::random_asked(h.draws(), prompts, levels);
+        let sids = 3usize.pow(levels as u32);
+        let picked = h.u32("picked", &picked);
+        let asked = h.u32("asked", &asked);
+        let scores = h.random("scores", prompts * group * (2 + levels));
+        let table = h.random("sids", levels + sids);
+        let embeddings = h.random("embeddings", (sids * dim).max(1));
+        let rewards = h.random("rewards", prompts * group);
+        let steps = h.random("steps", prompts * group * levels);
+        let on = Reward {
+            picked: picked.slice(),
+            scores: scores.slice(),
+            asked: asked.slice(),
+            sids: table.slice(),
+            embeddings: embeddings.slice(),
+            rewards: rewards.slice(),
+            steps: steps.slice(),
+        };
+        let weight = if dim > 0 { 0.7 } else { 0.0 };
+        let p = Params {
+            prompts: prompts as u32,
+            group: group as u32,
+            levels: levels as u32,
+            dim: dim as u32,
+            rule: 1.0,
+            rank: 0.5,
+            semantic: weight,
+            novelty: 0.3,
+            value: 0.2,
+        };
+        reward(h.stream(), on, p);
+        h.run()?;
+        h.read_f32(&rewards)?;
+        h.read_f32(&steps)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

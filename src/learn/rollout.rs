@@ -1,0 +1,337 @@
+//! Rollouts: from questions to candidates with rewards, packed with their prompts as one tree each (spec 3 to 5). All of
+//! it happens on the device; the host sends the prompts and looks at nothing.
+
+use super::engine::{Capacity, Engine, Input, TargetSlices};
+use super::judge::Judge;
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::decode::Decoded;
+use crate::decode::search::{self, Decoding, Searcher};
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
+use crate::forest::Row;
+use crate::kernels::reduce;
+use crate::kernels::tree::{self, FIGURES, MAX_LEVELS, Pack, PackParams, SIZES, SizesParams};
+use crate::kernels::tree_tables::Shape;
+use anyhow::{Result, ensure};
+
+/// A history and the item that followed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub history: &'a [u32],
+    pub target: u32,
+}
+
+/// Prompts in one part of a step.
+pub fn part(config: &Config) -> usize {
+    config.rl.prompts.div_ceil(config.rl.accumulate)
+}
+
+/// The most nodes of a prompt's tree, and how many of them may have children: a level has at most as many as there are
+/// candidates, or as the trie has.
+fn bounds(group: usize, data: &Dataset) -> (usize, usize) {
+    let sizes = data.catalog.trie().level_sizes();
+    let widths: Vec<usize> = sizes[1..].iter().map(|&n| n.min(group)).collect();
+    let inner = widths[..widths.len() - 1].iter().sum::<usize>();
+    (inner + widths[widths.len() - 1], inner)
+}
+
+/// The most a part of a step can need.
+pub fn capacity(config: &Config, data: &Dataset) -> Result<Capacity> {
+    let prompts = part(config);
+    let decoding = Decoding::rollout(config, data, prompts);
+    let (nodes, inner) = bounds(decoding.width(), data);
+    let room = search::capacity(data, &decoding);
+    Ok(Capacity {
+        tokens: room.rows() + prompts * nodes,
+        // The prompt's end and every node above the leaves.
+        rows: prompts * (1 + inner),
+        targets: prompts * nodes,
+        slots: search::slots(data, &decoding)?,
+    })
+}
+
+/// Where the tables of a part begin.
+#[derive(Clone, Copy)]
+struct Tables {
+    scored: usize,
+    starts: usize,
+    tokens: usize,
+    cand_node: usize,
+    node_info: usize,
+    node_row: usize,
+    counts: usize,
+    words: usize,
+}
+
+impl Tables {
+    fn new(rows: usize, nodes: usize, entries: usize) -> Tables {
+        let mut words = 0;
+        let mut table = |len: usize| {
+            words += len.next_multiple_of(ALIGN_WORDS);
+            words - len.next_multiple_of(ALIGN_WORDS)
+        };
+        Tables {
+            scored: table(rows),
+            starts: table(rows + 1),
+            tokens: table(nodes),
+            cand_node: table(entries),
+            node_info: table(4 * nodes),
+            node_row: table(nodes),
+            counts: table(3),
+            words,
+        }
+    }
+}
+
+/// What one part keeps from its rollout to its updates.
+struct Part {
+    rows: Buffer,
+    parent: Buffer,
+    rewards: Buffer,
+    steps: Buffer,
+    prompts: usize,
+    tree_begin: usize,
+}
+
+/// A part as the updates see it.
+#[derive(Clone, Copy)]
+pub struct Packed {
+    pub input: Input,
+    /// The first row of the trees, a multiple of 64; before it lie the prompts.
+    pub tree_begin: usize,
+    pub shape: Shape<Size>,
+    pub cand_node: Slice,
+    pub node_info: Slice,
+    /// [K] the row of each node.
+    pub node_row: Slice,
+    /// [B, G] and [B, G, L].
+    pub rewards: Slice,
+    pub steps: Slice,
+}
+
+pub struct Rollout {
+    pub searcher: Searcher,
+    judge: Judge,
+    parts: Vec<Part>,
+    tables: Buffer,
+    at: Tables,
+    asked: Buffer,
+    sizes: Buffer,
+    figures: Buffer,
+    order: Buffer,
+    group: usize,
+    levels: usize,
+    nodes: usize,
+    inner: usize,
+    words: Vec<u32>,
+}
+
+impl Rollout {
+    /// For the engine's model, whose buffers run the prompts. Errors: rewards that the data cannot give; SIDs of more
+    /// than [`MAX_LEVELS`] tokens; out of memory.
+    pub fn new(engine: &Engine, config: &Config, data: &Dataset) -> Result<Rollout> {
+        let (device, prompts) = (engine.device(), part(config));
+        let decoding = Decoding::rollout(config, data, prompts);
+        let room = capacity(config, data)?;
+        let levels = data.catalog.levels();
+        ensure!(
+            levels <= MAX_LEVELS,
+            "SIDs of {levels} tokens are too long for reinforcement learning, which takes at most {MAX_LEVELS}"
+        );
+        let reference = if config.rl.kl_beta > 0.0 {
+            room.tokens
+        } else {
+            0
+        };
+        let searcher = Searcher::beside(&engine.model, data, &decoding, &engine.acts, reference)?;
+        let group = decoding.width();
+        let (nodes, inner) = bounds(group, data);
+        let buffer = |label, words| Buffer::new(device, label, words);
+        let parts = (0..config.rl.accumulate.min(config.rl.prompts)).map(|_| {
+            Ok(Part {
+                rows: buffer("rollout rows", room.tokens * Row::WORDS)?,
+                parent: buffer("rollout parents", room.tokens)?,
+                rewards: buffer("rewards", prompts * group)?,
+                steps: buffer("step rewards", prompts * group * levels)?,
+                prompts: 0,
+                tree_begin: 0,
+            })
+        });
+        let parts = parts.collect::<Result<Vec<Part>>>()?;
+        let at = Tables::new(room.rows, room.targets, prompts * group * levels);
+        Ok(Rollout {
+            judge: Judge::new(device, config, data)?,
+            tables: buffer("candidate tables", parts.len() * at.words + ALIGN_WORDS)?,
+            asked: buffer("questions", prompts * (tree::ASKED + levels))?,
+            sizes: buffer("tree sizes", prompts * SIZES)?,
+            figures: buffer("rollout figures", prompts * (FIGURES + levels))?,
+            order: buffer("token order", room.tokens)?,
+            searcher,
+            parts,
+            at,
+            group,
+            levels,
+            nodes,
+            inner,
+            words: Vec::new(),
+        })
+    }
+
+    /// G: candidates per prompt.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    pub fn levels(&self) -> usize {
+        self.levels
+    }
+
+    /// Parts of a step, at most.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether the search has left the prompts' keys and values in the value head's block.
+    pub fn is_valued(&self) -> bool {
+        self.searcher.decoder.is_valued()
+    }
+
+    fn totals(&self) -> usize {
+        self.parts.len() * self.at.words
+    }
+
+    /// Prompts whose candidates' rewards differ, over all parts.
+    pub fn varied(&self, prompts: usize) -> Size {
+        Size::held(Word::at(self.tables.all(), self.totals()), prompts)
+    }
+
+    /// Candidates of all prompts, over all parts.
+    pub fn present(&self, prompts: usize) -> Size {
+        let word = Word::at(self.tables.all(), self.totals() + 1);
+        Size::held(word, prompts * self.group)
+    }
+
+    /// Uploads the questions of part `number` and records its rollout: decoding, rewards, packing. Questions from `first`
+    /// on name the prompts in draws. The prompts run in the engine's own buffers, where a forward pass may go on with
+    /// them. `sums` gets the parts' [`FIGURES`], added up over the prompts.
+    pub fn record(
+        &mut self,
+        s: &mut Stream,
+        engine: &Engine,
+        data: &Dataset,
+        (number, asked): (usize, &[Question]),
+        (step, first): (u32, u32),
+        sums: Slice,
+    ) -> Result<()> {
+        let part = &mut self.parts[number];
+        let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
+        let rows = part.rows.all();
+        self.searcher
+            .upload(&data.catalog, &histories, first, rows)?;
+        self.words.clear();
+        for (document, question) in self.searcher.decoder.documents().iter().zip(asked) {
+            let rows = document.begin..document.end;
+            self.judge.ask(data, rows, question.target, &mut self.words);
+        }
+        self.asked.write_u32(&self.words)?;
+        part.prompts = asked.len();
+        part.tree_begin = self.searcher.decoder.prefilled(rows).tokens;
+
+        self.searcher
+            .record(s, &engine.model, &engine.acts, rows, step);
+        let [picked, scores] = self.searcher.decoder.found();
+        let (rewards, steps) = (part.rewards.all(), part.steps.all());
+        let asked_words = self.asked.all();
+        self.judge.record(
+            s,
+            [picked, scores, asked_words],
+            [rewards, steps],
+            asked.len(),
+            self.group,
+        );
+        let sizes = self.sizes.all();
+        let params = SizesParams {
+            prompts: asked.len() as u32,
+            group: self.group as u32,
+            levels: self.levels as u32,
+        };
+        tree::sizes(s, picked, rewards, sizes, params);
+        let on = Pack {
+            picked,
+            asked: asked_words,
+            rewards,
+            sizes,
+            tables: self.tables.all(),
+            rows,
+            parent: part.parent.all(),
+            figures: self.figures.all(),
+        };
+        let base = number * self.at.words;
+        let at = |offset: usize| (base + offset) as u32;
+        let params = PackParams {
+            prompts: asked.len() as u32,
+            group: self.group as u32,
+            levels: self.levels as u32,
+            tree_begin: part.tree_begin as u32,
+            begin_totals: (number == 0) as u32,
+            scored: at(self.at.scored),
+            starts: at(self.at.starts),
+            tokens: at(self.at.tokens),
+            cand_node: at(self.at.cand_node),
+            node_info: at(self.at.node_info),
+            node_row: at(self.at.node_row),
+            counts: at(self.at.counts),
+            totals: (self.parts.len() * self.at.words) as u32,
+        };
+        tree::pack(s, on, params);
+        let figures = self.figures.all();
+        reduce::columns(s, figures, sums, asked.len(), FIGURES + self.levels);
+        Ok(())
+    }
+
+    /// Part `number` of the last rollout.
+    pub fn packed(&self, number: usize) -> Packed {
+        let (part, at) = (&self.parts[number], self.at);
+        let base = number * at.words;
+        let table = |offset: usize| self.tables.all().skip(base + offset);
+        let count = |index: usize, max: usize| {
+            Size::held(Word::at(self.tables.all(), base + at.counts + index), max)
+        };
+        let nodes = part.prompts * self.nodes;
+        Packed {
+            input: Input {
+                rows: part.rows.all(),
+                parent: part.parent.all(),
+                order: self.order.all(),
+                targets: TargetSlices {
+                    rows: table(at.scored),
+                    starts: table(at.starts),
+                    tokens: table(at.tokens),
+                },
+                tokens: count(0, part.tree_begin + nodes),
+                scored: count(2, part.prompts * (1 + self.inner)),
+                count: count(1, nodes),
+            },
+            tree_begin: part.tree_begin,
+            shape: Shape {
+                prompts: part.prompts,
+                group: self.group,
+                levels: self.levels,
+                nodes: count(1, nodes),
+            },
+            cand_node: table(at.cand_node),
+            node_info: table(at.node_info),
+            node_row: table(at.node_row),
+            rewards: part.rewards.all(),
+            steps: part.steps.all(),
+        }
+    }
+
+    /// Waits for the last rollout; what its last part found, and the rewards [B, G], for those who want to look.
+    pub fn read(&self, device: &DeviceRef, number: usize) -> Result<(Vec<Decoded>, Vec<f32>)> {
+        let found = self.searcher.decoder.read()?;
+        let part = &self.parts[number];
+        let rewards = part.rewards.first(part.prompts * self.group);
+        Ok((found, crate::device::read_f32(device, rewards)?))
+    }
+}
