@@ -12,14 +12,18 @@ pub mod report;
 pub mod shader;
 pub mod stream;
 pub mod trial;
+pub mod tuning;
 
 use anyhow::Result;
 use serde::Serialize;
 use std::sync::Arc;
 
 pub use stream::{
-    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type,
+    Access, Args, Binding, Cost, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Slice, Stream,
+    Type,
 };
+
+pub use tuning::Choices;
 
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
 pub const ALIGN_WORDS: usize = 64;
@@ -81,6 +85,19 @@ pub trait Device: Send + Sync {
     fn run(&self, stream: &Stream) -> Result<()>;
 
     fn counters(&self) -> Counters;
+
+    /// The form in which this device runs a launch: the kernel's own text unless it is a GPU that chose another.
+    fn form(&self, _launch: &Launch) -> &'static str {
+        PORTABLE
+    }
+
+    /// What was chosen so far, to be kept with a run: another choice may sum in another order. Empty on a CPU.
+    fn choices(&self) -> Choices {
+        Choices::default()
+    }
+
+    /// Makes these choices; what they do not cover is still measured. Those that no longer fit are ignored.
+    fn choose(&self, _choices: &Choices) {}
 }
 
 /// A shared device.
