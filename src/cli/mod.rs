@@ -14,7 +14,7 @@ use std::io::{ErrorKind, Write, stderr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config};
@@ -22,6 +22,8 @@ use crate::data::{Dataset, LoadOptions, Protocol};
 use crate::device::DeviceRef;
 use crate::device::choose::{self, DeviceChoice};
 use crate::device::gpu::GpuOptions;
+use crate::device::tuning::Forms;
+use crate::kernels;
 
 /// Trains a generative recommender with V-STAR on any GPU, or on the CPU
 ///
@@ -81,6 +83,12 @@ pub struct DeviceArgs {
     /// The graphics interface to reach a GPU by
     #[arg(long, value_enum, default_value_t)]
     pub backend: Backend,
+
+    /// Run kernels in the form of this name where it fits, instead of the fastest
+    ///
+    /// `vstar tune` shows the forms. The results agree up to rounding.
+    #[arg(long, value_name = "NAME")]
+    pub form: Option<String>,
 }
 
 impl DeviceArgs {
@@ -94,7 +102,24 @@ impl DeviceArgs {
 
     /// Opens the chosen device.
     pub fn open(&self) -> Result<DeviceRef> {
-        choose::open(&self.choice(), GpuOptions::default())
+        let forms = self.form_name()?.map_or(Forms::Measured, Forms::Named);
+        let options = GpuOptions {
+            forms,
+            ..Default::default()
+        };
+        choose::open(&self.choice(), options)
+    }
+
+    /// The form that was asked for. Errors: no kernel has a form of that name.
+    fn form_name(&self) -> Result<Option<&'static str>> {
+        let Some(asked) = &self.form else {
+            return Ok(None);
+        };
+        let known = kernels::form_names();
+        match known.iter().find(|name| *name == asked) {
+            Some(name) => Ok(Some(name)),
+            None => bail!("--form {asked}: unknown; there are {}", known.join(", ")),
+        }
     }
 }
 

@@ -14,8 +14,9 @@ use crate::device::choose::{NO_HARDWARE, adapters, choose_index};
 use crate::device::gpu::{Gpu, GpuOptions, describe};
 use crate::device::lockstep::{TOLERANCE, Worst};
 use crate::device::trial::attempt;
+use crate::device::tuning::Forms;
 use crate::device::{DeviceInfo, DeviceRef};
-use crate::kernels::harness::{Harness, lockstep_pair};
+use crate::kernels::harness::{Harness, Met, lockstep_pair};
 use crate::kernels::{self, Cases};
 
 /// Check every kernel of this device against its twin on the CPU
@@ -51,6 +52,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             bare: false,
             // A write out of bounds meets the sentinels around the buffers of the cases.
             exposed: true,
+            forms: Forms::Fixed,
         },
     ),
     (
@@ -59,12 +61,20 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             checked: true,
             bare: true,
             exposed: false,
+            forms: Forms::Fixed,
         },
     ),
 ];
 
 /// For one comparison; software adapters are slow, but a GPU that hangs must be told from them.
 const LIMIT: Duration = Duration::from_secs(900);
+
+/// What was compared, whether it agreed, and the forms that could have been.
+struct Compared {
+    worst: Worst,
+    outcome: Result<()>,
+    met: Met,
+}
 
 #[derive(Clone, Copy)]
 enum Check {
@@ -79,17 +89,28 @@ impl Check {
         }
     }
 
-    /// Runs it on a lockstep of the CPU and `adapter`; what was compared, and whether it agreed.
-    fn run(self, adapter: &wgpu::Adapter, options: GpuOptions) -> Result<(Worst, Result<()>)> {
+    /// Runs it on a lockstep of the CPU and `adapter`.
+    fn run(self, adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Compared> {
         let adapter = adapter.clone();
         attempt(LIMIT, move || {
             let pair = lockstep_pair(Arc::new(Gpu::open(&adapter, options)?));
             let device: DeviceRef = pair.clone();
+            let mut met = Met::new();
             let outcome = match self {
-                Check::Kernel(_, cases) => cases(&mut Harness::new(device)),
+                Check::Kernel(_, cases) => {
+                    let mut harness = Harness::new(device);
+                    let outcome = cases(&mut harness);
+                    met = harness.met().clone();
+                    outcome
+                }
                 Check::Step(_, step) => step(&device),
             };
-            Ok((pair.worst(), outcome))
+            let worst = pair.worst();
+            Ok(Compared {
+                worst,
+                outcome,
+                met,
+            })
         })
     }
 }
@@ -111,8 +132,8 @@ struct Row {
     launches: u64,
     /// None where it is not finite, or nothing was compared.
     worst_relative_error: Option<f64>,
-    /// By kernel: several forms may share a name.
-    kernels: BTreeMap<&'static str, KernelRow>,
+    /// By `kernel`, or `kernel/form` where there are several forms.
+    kernels: BTreeMap<String, KernelRow>,
     passed: bool,
     error: Option<String>,
 }
@@ -124,26 +145,42 @@ struct KernelRow {
 }
 
 impl Row {
-    fn of(check: Check, adapter: &wgpu::Adapter) -> Row {
+    /// In `form`, or else in every form: the kernels' cases in each, the whole steps in the usual ones.
+    fn of(check: Check, adapter: &wgpu::Adapter, form: Option<&'static str>) -> Row {
         let mut kernels: BTreeMap<_, KernelRow> = BTreeMap::new();
         let mut errors = Vec::new();
         for (how, options) in OPENINGS {
-            let (worst, outcome) = match check.run(adapter, options) {
-                Ok(compared) => compared,
-                Err(error) => (Worst::new(), Err(error)),
-            };
-            match outcome {
-                Err(error) => errors.push(format!("{how}: {error:#}")),
-                Ok(()) if worst.is_empty() => errors.push(format!("{how}: nothing was compared")),
-                Ok(()) => {}
-            }
-            for (kernel, (error, launches)) in worst {
-                let row = kernels.entry(kernel).or_insert(KernelRow {
-                    launches: 0,
-                    worst_relative_error: 0.0,
-                });
-                row.launches += launches;
-                row.worst_relative_error = row.worst_relative_error.max(error);
+            let first = form.map_or(Forms::Fixed, Forms::Named);
+            let mut left = vec![first];
+            while let Some(forms) = left.pop() {
+                let options = GpuOptions { forms, ..options };
+                let compared = check
+                    .run(adapter, options)
+                    .unwrap_or_else(|error| Compared {
+                        worst: Worst::new(),
+                        outcome: Err(error),
+                        met: Met::new(),
+                    });
+                match compared.outcome {
+                    Err(error) => errors.push(format!("{how}: {error:#}")),
+                    Ok(()) if compared.worst.is_empty() => {
+                        errors.push(format!("{how}: nothing was compared"));
+                    }
+                    Ok(()) => {}
+                }
+                for (kernel, (error, launches)) in compared.worst {
+                    let row = kernels.entry(kernel).or_insert(KernelRow {
+                        launches: 0,
+                        worst_relative_error: 0.0,
+                    });
+                    row.launches += launches;
+                    row.worst_relative_error = row.worst_relative_error.max(error);
+                }
+                if forms == Forms::Fixed {
+                    let met = compared.met.into_iter();
+                    let possible = met.filter(|&(_, bare)| bare || !options.bare);
+                    left.extend(possible.map(|(name, _)| Forms::Named(name)));
+                }
             }
         }
         let worst = kernels.values().map(|k| k.worst_relative_error);
@@ -199,7 +236,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut rows = Vec::new();
     for check in checks {
-        let row = Row::of(check, &adapter);
+        let row = Row::of(check, &adapter, args.device.form_name()?);
         if !args.json {
             row.write(&mut out, width)?;
         }
@@ -314,7 +351,7 @@ mod tests {
             device: "gpu".into(),
             ..Default::default()
         };
-        Row::of(check, &choose_adapter(&choice).unwrap().unwrap())
+        Row::of(check, &choose_adapter(&choice).unwrap().unwrap(), None)
     }
 
     #[track_caller]
@@ -375,10 +412,11 @@ mod tests {
         for &(name, step) in WHOLE_STEPS {
             let row = row(Check::Step(name, step));
             assert!(row.passed, "{name}: {:?}", row.error);
-            ran.extend(row.kernels.into_keys());
+            let kernel = |key: String| key.split('/').next().unwrap_or_default().to_string();
+            ran.extend(row.kernels.into_keys().map(kernel));
         }
         let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
-        resting.retain(|name| !ran.contains(name));
+        resting.retain(|&name| !ran.contains(name));
         // A reference that moves, the generator's own check, and sampling instead of value-guided decoding.
         assert_eq!(resting, ["lerp", "rng", "sample"]);
     }

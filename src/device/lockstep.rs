@@ -1,7 +1,9 @@
 //! Lockstep: every launch runs on two devices from the same bits, and the first whose outputs differ is named. This
 //! is how a user checks a GPU nobody here has seen.
 
-use super::{Access, Counters, Device, DeviceInfo, DeviceRef, Reading, Slice, Stream, Type};
+use super::{
+    Access, Choices, Counters, Device, DeviceInfo, DeviceRef, Launch, Reading, Slice, Stream, Type,
+};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -33,8 +35,8 @@ pub fn relative_error(want: &[f32], got: &[f32]) -> f64 {
     }
 }
 
-/// The worst relative error each kernel has shown, and how often it ran.
-pub type Worst = BTreeMap<&'static str, (f64, u64)>;
+/// The worst relative error each kernel has shown, and how often it ran. `kernel/form` where there are several forms.
+pub type Worst = BTreeMap<String, (f64, u64)>;
 
 pub struct Lockstep {
     info: DeviceInfo,
@@ -144,19 +146,22 @@ impl Device for Lockstep {
             let slices: Vec<Slice> = outputs.iter().map(|o| o.1).collect();
             let want = self.reference.read(&slices)?;
             let got = self.subject.read(&slices)?;
+            let name = match launch.kernel.forms {
+                [] => launch.kernel.name.to_string(),
+                _ => format!("{}/{}", launch.kernel.name, self.subject.form(launch)),
+            };
             let compared = outputs.iter().zip(&want).zip(&got);
             for (nth, (((i, slice), want), got)) in compared.enumerate() {
                 let binding = &launch.kernel.bindings[*i];
                 let error = difference(binding.ty, want, got);
                 let mut worst = self.worst.lock().unwrap();
-                let entry = worst.entry(launch.kernel.name).or_insert((0.0, 0));
+                let entry = worst.entry(name.clone()).or_insert((0.0, 0));
                 entry.0 = entry.0.max(error);
                 entry.1 += (nth == 0) as u64;
                 if error > TOLERANCE {
                     bail!(
-                        "launch {number} of {}: kernel {}, output `{}` differs by {error:.1e} ({})",
+                        "launch {number} of {}: kernel {name}, output `{}` differs by {error:.1e} ({})",
                         stream.launches.len(),
-                        launch.kernel.name,
                         binding.name,
                         worst_element(binding.ty, want, got)
                     );
@@ -170,6 +175,18 @@ impl Device for Lockstep {
 
     fn counters(&self) -> Counters {
         self.subject.counters()
+    }
+
+    fn form(&self, launch: &Launch) -> &'static str {
+        self.subject.form(launch)
+    }
+
+    fn choices(&self) -> Choices {
+        self.subject.choices()
+    }
+
+    fn choose(&self, choices: &Choices) {
+        self.subject.choose(choices);
     }
 }
 

@@ -13,6 +13,7 @@ pub mod shader;
 pub mod size;
 pub mod stream;
 pub mod trial;
+pub mod tuning;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -20,8 +21,11 @@ use std::sync::Arc;
 
 pub use size::{Size, Word};
 pub use stream::{
-    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Pushed, Slice, Stream, Type,
+    Access, Args, Binding, Cost, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Pushed, Slice,
+    Stream, Type,
 };
+
+pub use tuning::Choices;
 
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
 pub const ALIGN_WORDS: usize = 64;
@@ -104,6 +108,19 @@ pub trait Device: Send + Sync {
     fn run(&self, stream: &Stream) -> Result<()>;
 
     fn counters(&self) -> Counters;
+
+    /// The form in which this device runs a launch: the kernel's own text unless it is a GPU that chose another.
+    fn form(&self, _launch: &Launch) -> &'static str {
+        PORTABLE
+    }
+
+    /// What was chosen so far, to be kept with a run: another choice may sum in another order. Empty on a CPU.
+    fn choices(&self) -> Choices {
+        Choices::default()
+    }
+
+    /// Makes these choices; what they do not cover is still measured. Those that no longer fit are ignored.
+    fn choose(&self, _choices: &Choices) {}
 }
 
 /// Words on their way to the host.

@@ -7,6 +7,15 @@ const INCLUDES: &[(&str, &str)] = &[
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("grow", include_str!("../../shaders/shared/grow.wgsl")),
     ("keys", include_str!("../../shaders/shared/keys.wgsl")),
+    ("matmul", include_str!("../../shaders/shared/matmul.wgsl")),
+    (
+        "matmul_scalar",
+        include_str!("../../shaders/shared/matmul_scalar.wgsl"),
+    ),
+    (
+        "matmul_store",
+        include_str!("../../shaders/shared/matmul_store.wgsl"),
+    ),
     ("paths", include_str!("../../shaders/shared/paths.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),

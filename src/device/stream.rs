@@ -44,8 +44,8 @@ pub struct Kernel {
     pub entry: &'static str,
     /// Override constants of this form.
     pub constants: &'static [(&'static str, f64)],
-    /// Other shader texts of the same operation, with the same parameters and bindings. A GPU uses the one that is
-    /// fastest on it; empty where one text serves every adapter.
+    /// Other shader texts of the same operation, with the same parameters and bindings, the most specialised first. A
+    /// GPU uses what is fastest on it; empty where the text above, the *portable* form, serves every adapter.
     pub forms: &'static [Form],
     pub params: &'static [Param],
     pub bindings: &'static [Binding],
@@ -55,17 +55,34 @@ pub struct Kernel {
     pub cost: fn(&[u32]) -> Cost,
 }
 
+/// The name of the form that is a kernel's own text.
+pub const PORTABLE: &str = "portable";
+
 /// Another shader text of a kernel.
 pub struct Form {
-    /// Unique within the kernel.
+    /// Unique within the kernel; the same kind of text has the same name in all kernels.
     pub name: &'static str,
     pub source: &'static str,
     pub entry: &'static str,
     pub constants: &'static [(&'static str, f64)],
+    /// Where it is taken without a measurement.
+    pub home: Home,
+    /// The least subgroup size it works with; 0 if it has no subgroup operations.
+    pub subgroup: u32,
     /// Whether this form can run a launch with these parameter words.
     pub fits: fn(&[u32]) -> bool,
     /// Workgroups such a launch needs.
     pub grid: fn(&[u32]) -> Grid,
+}
+
+/// The adapters a form was written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// The host's processor, in SIMD: barriers and workgroup memory cost much, wide registers little.
+    Software,
+    Hardware,
+    /// Both.
+    Any,
 }
 
 /// What a launch cannot do without: arithmetic operations (a fused multiply-add counts two), and bytes if every operand
@@ -79,6 +96,22 @@ pub struct Cost {
 impl Cost {
     pub fn unstated(_: &[u32]) -> Cost {
         Cost::default()
+    }
+}
+
+impl Kernel {
+    /// The name of a form: 0 is the portable one, then those of the list.
+    pub fn form_name(&self, form: usize) -> &'static str {
+        match form {
+            0 => PORTABLE,
+            n => self.forms[n - 1].name,
+        }
+    }
+
+    /// The forms that can run a launch with these parameters, one bit each.
+    pub fn fitting(&self, params: &[u32]) -> u32 {
+        let fits = |(i, form): (usize, &Form)| ((form.fits)(params) as u32) << (i + 1);
+        1 | self.forms.iter().enumerate().map(fits).sum::<u32>()
     }
 }
 

@@ -2,9 +2,11 @@
 //! generator, and comparisons in f64 that carry their own negative control.
 
 use crate::device::lockstep::Lockstep;
+use crate::device::tuning::{self, bits};
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
 use crate::rng::{self, Rng};
 use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Fills the words before and after every buffer: a NaN with a payload no kernel produces.
@@ -38,7 +40,12 @@ pub struct Harness {
     stream: Stream,
     draws: Rng,
     runs: u64,
+    met: Met,
 }
+
+/// The forms that launches could have run in, by name: whether one of them works without subgroup operations. Empty if
+/// no kernel had more than one form.
+pub type Met = BTreeMap<&'static str, bool>;
 
 impl Harness {
     pub fn new(device: DeviceRef) -> Self {
@@ -47,6 +54,7 @@ impl Harness {
             stream: Stream::new(),
             draws: Rng::new(1, rng::Stream::Test, 0, 0),
             runs: 0,
+            met: Met::new(),
         }
     }
 
@@ -65,6 +73,24 @@ impl Harness {
     /// Streams run so far.
     pub fn runs(&self) -> u64 {
         self.runs
+    }
+
+    /// The forms met so far: a test is repeated in each.
+    pub fn met(&self) -> &Met {
+        &self.met
+    }
+
+    fn meet(&mut self) {
+        for launch in &self.stream.launches {
+            let kernel = launch.kernel;
+            if kernel.forms.is_empty() {
+                continue;
+            }
+            let bare = tuning::offered(kernel, 0);
+            for form in bits(kernel.fitting(launch.params())) {
+                *self.met.entry(kernel.form_name(form)).or_default() |= bare >> form & 1 == 1;
+            }
+        }
     }
 
     /// A buffer holding `words`.
@@ -101,6 +127,7 @@ impl Harness {
     /// Runs what was recorded. On a lockstep device this is the comparison of shader and twin.
     pub fn run(&mut self) -> Result<()> {
         self.runs += 1;
+        self.meet();
         let result = self.device.run(&self.stream);
         self.stream.clear();
         result
@@ -212,6 +239,7 @@ pub mod devices {
     use crate::device::choose::{DeviceChoice, choose_adapter};
     use crate::device::cpu::Cpu;
     use crate::device::gpu::{Gpu, GpuOptions};
+    use crate::device::tuning::Forms;
 
     fn gpu(options: GpuOptions) -> DeviceRef {
         let choice = DeviceChoice {
@@ -225,36 +253,63 @@ pub mod devices {
     }
 
     /// Under wgpu's default limits, with naga's checks: what a stranger's GPU gives.
-    pub fn bare_gpu() -> DeviceRef {
-        gpu(GpuOptions {
-            checked: true,
-            bare: true,
-            exposed: false,
-        })
-    }
+    const BARE: GpuOptions = GpuOptions {
+        checked: true,
+        bare: true,
+        exposed: false,
+        forms: Forms::Fixed,
+    };
 
     /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
+    const UNCHECKED: GpuOptions = GpuOptions {
+        checked: false,
+        bare: false,
+        exposed: true,
+        forms: Forms::Fixed,
+    };
+
+    pub fn bare_gpu() -> DeviceRef {
+        gpu(BARE)
+    }
+
     pub fn unchecked_gpu() -> DeviceRef {
-        gpu(GpuOptions {
-            exposed: true,
-            ..Default::default()
-        })
+        gpu(UNCHECKED)
     }
 
-    /// Runs a test body on the CPU device and on the GPU with and without checks.
+    /// Runs a test body on the CPU device, and on the GPU with and without checks in every form.
     pub fn each(body: impl Fn(&mut Harness)) {
-        for device in [Arc::new(Cpu::new()), bare_gpu(), unchecked_gpu()] {
-            body(&mut Harness::new(device));
+        let mut cpu = Harness::new(Arc::new(Cpu::new()));
+        body(&mut cpu);
+        for options in openings(cpu.met()) {
+            body(&mut Harness::new(gpu(options)));
         }
     }
 
-    /// Runs a kernel's cases in lockstep, shader against twin, with and without checks.
+    /// Runs a kernel's cases in lockstep, shader against twin, with and without checks in every form.
     pub fn lockstep(cases: crate::kernels::Cases) {
-        for device in [bare_gpu(), unchecked_gpu()] {
-            let mut harness = Harness::new(lockstep_pair(device));
-            cases(&mut harness).unwrap();
-            assert!(harness.runs() > 0, "no case ran");
+        let mut cpu = Harness::new(Arc::new(Cpu::new()));
+        cases(&mut cpu).unwrap();
+        assert!(cpu.runs() > 0, "no case ran");
+        for options in openings(cpu.met()) {
+            let mut harness = Harness::new(lockstep_pair(gpu(options)));
+            let outcome = cases(&mut harness);
+            outcome.unwrap_or_else(|error| panic!("{:?}: {error:#}", options.forms));
         }
+    }
+
+    /// How to open the GPU to see everything that these forms do.
+    fn openings(met: &Met) -> Vec<GpuOptions> {
+        if met.is_empty() {
+            return vec![BARE, UNCHECKED];
+        }
+        let forms = met.iter().map(|(&name, &bare)| (Forms::Named(name), bare));
+        forms
+            .flat_map(|(forms, bare)| {
+                let bare = bare.then_some(GpuOptions { forms, ..BARE });
+                [Some(GpuOptions { forms, ..UNCHECKED }), bare]
+            })
+            .flatten()
+            .collect()
     }
 }
 

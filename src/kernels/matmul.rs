@@ -6,12 +6,16 @@
 //! | NN   | [m, k] | [k, n] | `dX = dY W`                    |
 //! | TN   | [k, m] | [k, n] | `dW += dY^T X`                 |
 //!
-//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. The shader keeps 8 x 4 outputs per invocation in registers and
-//! uses no workgroup memory; where all row lengths are multiples of 4 it reads and writes vec4
-//! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
-//! [`matmul_cpu`]'s.
+//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. Besides the portable text (`shaders/matmul.wgsl`, 8 x 4 outputs
+//! per invocation in registers, no workgroup memory) there are forms for
+//!
+//! - hardware: `tiled` and `tiled_small` pass 64 x 64 or 32 x 32 tiles through workgroup memory, each operand being
+//!   read once per tile row; `thin` shares one sum between invocations where there are few rows or columns;
+//! - SIMD on the host's processor: `subgroup` and `subgroup_thin` load each element of A once per subgroup.
+//!
+//! All but `thin` add a sum's terms in the order of k, one fused multiply-add each. The twin is [`matmul_cpu`]'s.
 
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{self, Args, Cost, Grid, Home, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -59,21 +63,139 @@ enum Start {
     Bias = 2,
 }
 
-const SCALAR: &str = include_str!("../../shaders/matmul.wgsl");
-const VEC4: &str = include_str!("../../shaders/matmul_vec4.wgsl");
+/// A shader text's override constants for each [`Form`].
+type Constants = &'static [(&'static str, f64)];
+
+macro_rules! transposing {
+    ($form:expr $(, $constant:expr)*) => {
+        match $form {
+            Form::NT => &[("TRANSPOSE_B", 1.0) $(, $constant)*],
+            Form::NN => &[("TRANSPOSE_B", 0.0) $(, $constant)*],
+            Form::TN => &[("TRANSPOSE_A", 1.0) $(, $constant)*],
+        }
+    };
+}
+
+/// A form that owns tiles of `R` x `C` outputs.
+const fn tiles<const R: u32, const C: u32>(
+    name: &'static str,
+    source: &'static str,
+    constants: Constants,
+    home: Home,
+    fits: fn(&[u32]) -> bool,
+) -> device::Form {
+    device::Form {
+        name,
+        source,
+        entry: "main",
+        constants,
+        home,
+        subgroup: 0,
+        fits,
+        grid: |words| grid(words, R, C),
+    }
+}
+
+/// The same for subgroups of at least 8.
+const fn shuffling(form: device::Form) -> device::Form {
+    device::Form {
+        subgroup: 8,
+        ..form
+    }
+}
+
+fn grid(words: &[u32], rows: u32, columns: u32) -> Grid {
+    Grid(words[0].div_ceil(rows) * words[1].div_ceil(columns))
+}
+
+const TILED: &str = include_str!("../../shaders/matmul_tiled.wgsl");
+const THIN: &str = include_str!("../../shaders/matmul_thin.wgsl");
+const SUBGROUP: &str = include_str!("../../shaders/matmul_subgroup.wgsl");
+const SUBGROUP_NT: &str = include_str!("../../shaders/matmul_subgroup_nt.wgsl");
+
+const fn tiled(form: Form) -> device::Form {
+    let constants: Constants = transposing!(form, ("SPAN", 8.0));
+    tiles::<64, 64>("tiled", TILED, constants, Home::Hardware, |_| true)
+}
+
+const fn tiled_small(form: Form) -> device::Form {
+    let constants: Constants = transposing!(form, ("SPAN", 4.0));
+    tiles::<32, 32>("tiled_small", TILED, constants, Home::Hardware, |_| true)
+}
+
+/// 4 columns at a time, which are neighbours.
+const fn subgroup(form: Form) -> device::Form {
+    let constants: Constants = transposing!(form, ("ROWS", 16.0));
+    let home = Home::Software;
+    shuffling(tiles::<16, 128>(
+        "subgroup",
+        SUBGROUP,
+        constants,
+        home,
+        |w| w[1].is_multiple_of(4),
+    ))
+}
+
+const fn subgroup_thin(form: Form) -> device::Form {
+    let constants: Constants = transposing!(form, ("ROWS", 8.0));
+    let home = Home::Software;
+    shuffling(tiles::<8, 128>(
+        "subgroup_thin",
+        SUBGROUP,
+        constants,
+        home,
+        |w| w[0] <= 8 && w[1].is_multiple_of(4),
+    ))
+}
+
+static NT_FORMS: [device::Form; 5] = [
+    shuffling(tiles::<8, 64>(
+        "subgroup_thin",
+        SUBGROUP_NT,
+        transposing!(Form::NT, ("ROWS", 8.0)),
+        Home::Software,
+        |w| w[0] <= 8 && w[2].is_multiple_of(4),
+    )),
+    shuffling(tiles::<16, 64>(
+        "subgroup",
+        SUBGROUP_NT,
+        transposing!(Form::NT, ("ROWS", 16.0)),
+        Home::Software,
+        |w| w[2].is_multiple_of(4),
+    )),
+    tiles::<16, 4>("thin", THIN, transposing!(Form::NT), Home::Hardware, |w| {
+        w[0] <= 16 || w[1] <= 4
+    }),
+    tiled(Form::NT),
+    tiled_small(Form::NT),
+];
+
+static NN_FORMS: [device::Form; 4] = [
+    subgroup_thin(Form::NN),
+    subgroup(Form::NN),
+    tiled(Form::NN),
+    tiled_small(Form::NN),
+];
+
+static TN_FORMS: [device::Form; 4] = [
+    subgroup_thin(Form::TN),
+    subgroup(Form::TN),
+    tiled(Form::TN),
+    tiled_small(Form::TN),
+];
 
 const fn kernel(
     name: &'static str,
-    source: &'static str,
-    entry: &'static str,
+    constants: Constants,
+    forms: &'static [device::Form],
     twin: fn(&Args),
 ) -> Kernel {
     Kernel {
         name,
-        source,
-        entry,
-        constants: &[],
-        forms: &[],
+        source: include_str!("../../shaders/matmul.wgsl"),
+        entry: "main",
+        constants,
+        forms,
         params: Params::FIELDS,
         bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
         twin,
@@ -81,12 +203,15 @@ const fn kernel(
     }
 }
 
-pub static NT: Kernel = kernel("matmul_nt", SCALAR, "nt", |args| twin(Form::NT, args));
-pub static NN: Kernel = kernel("matmul_nn", SCALAR, "nn", |args| twin(Form::NN, args));
-pub static TN: Kernel = kernel("matmul_tn", SCALAR, "tn", |args| twin(Form::TN, args));
-pub static NT_VEC4: Kernel = kernel("matmul_nt_vec4", VEC4, "nt", |args| twin(Form::NT, args));
-pub static NN_VEC4: Kernel = kernel("matmul_nn_vec4", VEC4, "nn", |args| twin(Form::NN, args));
-pub static TN_VEC4: Kernel = kernel("matmul_tn_vec4", VEC4, "tn", |args| twin(Form::TN, args));
+pub static NT: Kernel = kernel("matmul_nt", transposing!(Form::NT), &NT_FORMS, |args| {
+    twin(Form::NT, args)
+});
+pub static NN: Kernel = kernel("matmul_nn", transposing!(Form::NN), &NN_FORMS, |args| {
+    twin(Form::NN, args)
+});
+pub static TN: Kernel = kernel("matmul_tn", transposing!(Form::TN), &TN_FORMS, |args| {
+    twin(Form::TN, args)
+});
 
 /// `C[m, n] = op(A, B)`, added to what C holds if `accumulate`. Row-major; shapes as in the module's table.
 pub fn matmul(
@@ -124,17 +249,10 @@ pub fn linear(
 /// Without a bias, the slot of the bias holds some other input, which is not read.
 fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start: Start) {
     let (m, n, k) = (dims.m.max, dims.n, dims.k.max);
-    let row_lengths = match form {
-        Form::NT | Form::NN => [k, n],
-        Form::TN => [m, n],
-    };
-    let kernel = match (form, row_lengths.iter().all(|length| length % 4 == 0)) {
-        (Form::NT, false) => &NT,
-        (Form::NN, false) => &NN,
-        (Form::TN, false) => &TN,
-        (Form::NT, true) => &NT_VEC4,
-        (Form::NN, true) => &NN_VEC4,
-        (Form::TN, true) => &TN_VEC4,
+    let kernel = match form {
+        Form::NT => &NT,
+        Form::NN => &NN,
+        Form::TN => &TN,
     };
     let params = Params {
         m: m as u32,
@@ -142,8 +260,8 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start:
         k: k as u32,
         start: start as u32,
     };
-    let tiles = m.div_ceil(8) * n.div_ceil(128);
-    s.push(kernel, &params, &slices, Grid::cover(tiles, 1))
+    let grid = grid(&[params.m, params.n], 8, 128);
+    s.push(kernel, &params, &slices, grid)
         .size("m", dims.m)
         .size("k", dims.k);
 }

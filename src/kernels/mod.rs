@@ -36,7 +36,7 @@ pub mod tree;
 pub mod tree_tables;
 pub mod ved_select;
 
-use crate::device::Kernel;
+use crate::device::{Kernel, PORTABLE};
 use anyhow::Result;
 use harness::Harness;
 
@@ -65,11 +65,8 @@ pub static ALL: &[&Kernel] = &[
     &log_softmax::BACKWARD,
     &log_softmax::FORWARD,
     &matmul::NN,
-    &matmul::NN_VEC4,
     &matmul::NT,
-    &matmul::NT_VEC4,
     &matmul::TN,
-    &matmul::TN_VEC4,
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
@@ -94,6 +91,18 @@ pub static ALL: &[&Kernel] = &[
     &tree::TREE_SIZES,
     &ved_select::VED_SELECT,
 ];
+
+/// The names of all forms that some kernel has, the portable one first.
+pub fn form_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = ALL
+        .iter()
+        .flat_map(|kernel| kernel.forms.iter().map(|form| form.name))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names.insert(0, PORTABLE);
+    names
+}
 
 /// Runs an op on odd shapes and random data.
 pub type Cases = fn(&mut Harness) -> Result<()>;
@@ -184,14 +193,58 @@ mod tests {
     /// The shader's own declarations against the host's: parameter names, types and offsets; binding names, numbers,
     /// access and element types; workgroup size and memory within the default limits.
     fn check(kernel: &Kernel) {
-        let name = kernel.name;
-        let source = expand_includes(kernel.source).unwrap();
+        check_text(
+            kernel,
+            PORTABLE,
+            kernel.source,
+            kernel.entry,
+            kernel.constants,
+            0,
+        );
+        for form in kernel.forms {
+            let (source, entry) = (form.source, form.entry);
+            check_text(
+                kernel,
+                form.name,
+                source,
+                entry,
+                form.constants,
+                form.subgroup,
+            );
+        }
+        let mut names: Vec<_> = kernel.forms.iter().map(|form| form.name).collect();
+        names.push(PORTABLE);
+        names.sort();
+        names.dedup();
+        assert_eq!(
+            names.len(),
+            1 + kernel.forms.len(),
+            "{}: form names",
+            kernel.name
+        );
+    }
+
+    fn check_text(
+        kernel: &Kernel,
+        form: &str,
+        source: &str,
+        entry: &str,
+        constants: &[(&str, f64)],
+        subgroup: u32,
+    ) {
+        let name = format!("{}/{form}", kernel.name);
+        let source = expand_includes(source).unwrap();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
         naga::valid::Validator::new(
             naga::valid::ValidationFlags::all(),
-            naga::valid::Capabilities::empty(),
+            match subgroup {
+                0 => naga::valid::Capabilities::empty(),
+                _ => naga::valid::Capabilities::SUBGROUP,
+            },
         )
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let mut storage = Vec::new();
@@ -234,8 +287,8 @@ mod tests {
                     } else {
                         Access::In
                     };
-                    let name = global.name.clone().unwrap();
-                    storage.push((bound.unwrap(), name, access, scalar_type(scalar)));
+                    let binding = global.name.clone().unwrap();
+                    storage.push((bound.unwrap(), binding, access, scalar_type(scalar)));
                 }
                 AddressSpace::WorkGroup => {
                     workgroup_bytes += ty.inner.size(module.to_ctx());
@@ -256,13 +309,13 @@ mod tests {
         let entry = module
             .entry_points
             .iter()
-            .find(|e| e.name == kernel.entry)
-            .unwrap_or_else(|| panic!("{name}: no entry point {}", kernel.entry));
+            .find(|e| e.name == entry)
+            .unwrap_or_else(|| panic!("{name}: no entry point {entry}"));
         assert!(
             entry.workgroup_size.iter().product::<u32>() <= 256,
             "{name}"
         );
-        for (constant, _) in kernel.constants {
+        for (constant, _) in constants {
             assert!(
                 module
                     .overrides

@@ -1,13 +1,17 @@
-//! The GPU device: encodes streams with wgpu. Pipelines are made once per kernel, bind groups once per
+//! The GPU device: encodes streams with wgpu. Pipelines are made once per form of a kernel, bind groups once per
 //! (kernel, buffers); after the first step of a run nothing is created.
 
+mod forms;
 mod pipelines;
 mod readback;
 mod resolve;
 
-use super::{Counters, Device, DeviceInfo, Reading, Slice, Stream};
+use super::tuning::{Choices, Forms};
+use super::{Counters, Device, DeviceInfo, Launch, Reading, Slice, Stream};
 use anyhow::{Result, anyhow, bail};
-use pipelines::{BindGroupKey, Pipeline, bind_group_key};
+pub use forms::Measurement;
+use forms::Selection;
+use pipelines::{BindGroupKey, Layout, PipelineKey, bind_group_key};
 use readback::Staging;
 use resolve::{Patches, Resolver};
 use std::collections::HashMap;
@@ -27,12 +31,16 @@ pub struct GpuOptions {
     /// it: the sentinels of a test buffer. A binding that ends with the slice would hide the fault, since drivers drop
     /// writes past a binding's end where wgpu asks for robust access (always, on Vulkan). For tests.
     pub exposed: bool,
+    /// How to decide between the forms of a kernel.
+    pub forms: Forms,
 }
 
 struct State {
     buffers: Vec<Option<wgpu::Buffer>>,
     free: Vec<u32>,
-    pipelines: HashMap<&'static str, Pipeline>,
+    layouts: HashMap<&'static str, Layout>,
+    pipelines: HashMap<PipelineKey, wgpu::ComputePipeline>,
+    selection: Selection,
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     /// Parameter slots of the stream being run.
     uniforms: wgpu::Buffer,
@@ -46,6 +54,8 @@ struct State {
 pub struct Gpu {
     info: DeviceInfo,
     options: GpuOptions,
+    /// The least size of a subgroup; 0 if the device has no subgroup operations.
+    subgroup: u32,
     device: wgpu::Device,
     queue: wgpu::Queue,
     /// First error wgpu reported outside a call that returns one.
@@ -110,13 +120,20 @@ impl Gpu {
     pub fn open(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Gpu> {
         let info = describe(adapter);
         let mut limits = wgpu::Limits::default();
+        let mut features = wgpu::Features::empty();
+        let mut subgroup = 0;
         if !options.bare {
+            if adapter.features().contains(wgpu::Features::SUBGROUP) {
+                features |= wgpu::Features::SUBGROUP;
+                subgroup = adapter.get_info().subgroup_min_size;
+            }
             let own = adapter.limits();
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
         }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("vstar"),
+            required_features: features,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -147,7 +164,9 @@ impl Gpu {
         let state = State {
             buffers: Vec::new(),
             free: Vec::new(),
+            layouts: HashMap::new(),
             pipelines: HashMap::new(),
+            selection: Selection::new(&info, options.forms),
             bind_groups: HashMap::new(),
             uniforms: uniform_buffer(&device, 1024),
             staging: Staging::default(),
@@ -159,6 +178,7 @@ impl Gpu {
         Ok(Gpu {
             info,
             options,
+            subgroup,
             device,
             queue,
             fault,
@@ -168,6 +188,14 @@ impl Gpu {
 
     fn check(&self) -> Result<()> {
         check(&self.fault, &self.info.name)
+    }
+
+    /// Waits for everything submitted.
+    fn wait(&self) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
+        self.check()
     }
 }
 
@@ -263,25 +291,8 @@ impl Device for Gpu {
             .resolver
             .prepare(&self.device, patches, buffers, &state.uniforms);
         state.counters.bind_groups_created += made;
-        for launch in &stream.launches {
-            self.prepare(state, launch)?;
-        }
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            let mut segments = state.patches.segments.iter().enumerate().peekable();
-            for (i, launch) in stream.launches.iter().enumerate() {
-                while let Some((number, segment)) = segments.next_if(|(_, s)| s.before == i) {
-                    state.resolver.dispatch(&mut pass, number, segment);
-                }
-                let key = bind_group_key(launch);
-                pass.set_pipeline(&state.pipelines[launch.kernel.name].pipeline);
-                pass.set_bind_group(0, &state.bind_groups[&key], &[(i * SLOT_BYTES) as u32]);
-                let [x, y, z] = launch.grid.dimensions();
-                pass.dispatch_workgroups(x, y, z);
-            }
-        }
-        self.queue.submit([encoder.finish()]);
+        let submitted = self.select(state, stream)?;
+        self.submit(state, stream, submitted..slots);
         state.counters.submissions += 1;
         state.counters.launches += (slots + state.patches.segments.len()) as u64;
         state.counters.bytes_uploaded += (state.scratch.len() + patched) as u64;
@@ -290,5 +301,18 @@ impl Device for Gpu {
 
     fn counters(&self) -> Counters {
         self.state.lock().unwrap().counters
+    }
+
+    fn form(&self, launch: &Launch) -> &'static str {
+        let state = self.state.lock().unwrap();
+        self.selected(&state, launch)
+    }
+
+    fn choices(&self) -> Choices {
+        self.state.lock().unwrap().selection.choices()
+    }
+
+    fn choose(&self, choices: &Choices) {
+        self.state.lock().unwrap().selection.set(choices);
     }
 }

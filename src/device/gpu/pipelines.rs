@@ -1,10 +1,11 @@
-//! Pipelines, made once per kernel, and bind groups, made once per (kernel, buffers).
+//! Pipelines, made once per form of a kernel, and bind groups, made once per (kernel, buffers).
 
 use super::{Gpu, SLOT_BYTES, State, one_line};
 use crate::device::shader::expand_includes;
 use crate::device::stream::{Launch, MAX_BINDINGS};
 use crate::device::{Access, Kernel, Slice};
 use anyhow::{Context, Result, bail};
+use std::collections::hash_map::Entry;
 
 /// A kernel and the buffers of a launch of it; unused places repeat the first.
 pub(super) type BindGroupKey = (&'static str, [Slice; MAX_BINDINGS]);
@@ -13,19 +14,34 @@ pub(super) fn bind_group_key(launch: &Launch) -> BindGroupKey {
     (launch.kernel.name, launch.slices)
 }
 
-#[derive(Clone)]
-pub(super) struct Pipeline {
-    pub pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
+/// A kernel and the number of a form of it.
+pub(super) type PipelineKey = (&'static str, usize);
+
+/// What all forms of a kernel share.
+pub(super) struct Layout {
+    group: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
 }
 
 impl Gpu {
-    fn pipeline(&self, state: &mut State, kernel: &'static Kernel) -> Result<Pipeline> {
-        if let Some(found) = state.pipelines.get(kernel.name) {
-            return Ok(found.clone());
+    /// Makes the pipeline of a form unless it is cached.
+    pub(super) fn pipeline(
+        &self,
+        state: &mut State,
+        kernel: &'static Kernel,
+        form: usize,
+    ) -> Result<()> {
+        if state.pipelines.contains_key(&(kernel.name, form)) {
+            return Ok(());
         }
-        let source =
-            expand_includes(kernel.source).with_context(|| format!("kernel {}", kernel.name))?;
+        let (source, entry, constants) = match form {
+            0 => (kernel.source, kernel.entry, kernel.constants),
+            n => {
+                let form = &kernel.forms[n - 1];
+                (form.source, form.entry, form.constants)
+            }
+        };
+        let source = expand_includes(source).with_context(|| format!("kernel {}", kernel.name))?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
@@ -42,6 +58,38 @@ impl Gpu {
                 self.device.create_shader_module_trusted(descriptor, checks)
             }
         };
+        let layout = match state.layouts.entry(kernel.name) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(free) => free.insert(self.layout(kernel)),
+        };
+        let pipeline = self
+            .device
+            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(kernel.name),
+                layout: Some(&layout.pipeline),
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants,
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            bail!(
+                "kernel {} ({}) does not compile on {}: {}",
+                kernel.name,
+                kernel.form_name(form),
+                self.info.name,
+                one_line(&error)
+            );
+        }
+        state.counters.pipelines_created += 1;
+        state.pipelines.insert((kernel.name, form), pipeline);
+        Ok(())
+    }
+
+    fn layout(&self, kernel: &Kernel) -> Layout {
         let mut entries = vec![wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -66,53 +114,46 @@ impl Gpu {
                 count: None,
             });
         }
-        let layout = self
+        let group = self
             .device
             .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some(kernel.name),
                 entries: &entries,
             });
-        let pipeline_layout = self
+        let pipeline = self
             .device
             .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(kernel.name),
-                bind_group_layouts: &[Some(&layout)],
+                bind_group_layouts: &[Some(&group)],
                 immediate_size: 0,
             });
-        let pipeline = self
-            .device
-            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel.name),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(kernel.entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: kernel.constants,
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            bail!(
-                "kernel {} does not compile on {}: {}",
-                kernel.name,
-                self.info.name,
-                one_line(&error)
-            );
-        }
-        state.counters.pipelines_created += 1;
-        let made = Pipeline { pipeline, layout };
-        state.pipelines.insert(kernel.name, made.clone());
-        Ok(made)
+        Layout { group, pipeline }
     }
 
     /// Makes the launch's bind group unless it is cached.
-    pub(super) fn prepare(&self, state: &mut State, launch: &Launch) -> Result<()> {
-        let pipeline = self.pipeline(state, launch.kernel)?;
+    pub(super) fn prepare(&self, state: &mut State, launch: &Launch, form: usize) -> Result<()> {
+        self.pipeline(state, launch.kernel, form)?;
         let key = bind_group_key(launch);
         if state.bind_groups.contains_key(&key) {
             return Ok(());
         }
+        let buffers = launch.slices().iter().map(|slice| {
+            let buffer = state.buffers[slice.buffer as usize].as_ref();
+            (buffer.expect("buffer is alive"), *slice)
+        });
+        let group = self.bind_group(state, launch.kernel, buffers);
+        state.counters.bind_groups_created += 1;
+        state.bind_groups.insert(key, group);
+        Ok(())
+    }
+
+    /// Binds the parameter slots and these parts of buffers to a kernel whose layout is made.
+    pub(super) fn bind_group<'a>(
+        &self,
+        state: &State,
+        kernel: &Kernel,
+        buffers: impl Iterator<Item = (&'a wgpu::Buffer, Slice)>,
+    ) -> wgpu::BindGroup {
         let mut entries = vec![wgpu::BindGroupEntry {
             binding: 0,
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -121,10 +162,7 @@ impl Gpu {
                 size: wgpu::BufferSize::new(SLOT_BYTES as u64),
             }),
         }];
-        for (i, slice) in launch.slices().iter().enumerate() {
-            let buffer = state.buffers[slice.buffer as usize]
-                .as_ref()
-                .expect("buffer is alive");
+        for (i, (buffer, slice)) in buffers.enumerate() {
             let size = match self.options.exposed {
                 true => None,
                 false => wgpu::BufferSize::new(4 * slice.len as u64),
@@ -138,13 +176,10 @@ impl Gpu {
                 }),
             });
         }
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(launch.kernel.name),
-            layout: &pipeline.layout,
+        self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.name),
+            layout: &state.layouts[kernel.name].group,
             entries: &entries,
-        });
-        state.counters.bind_groups_created += 1;
-        state.bind_groups.insert(key, group);
-        Ok(())
+        })
     }
 }

@@ -1,0 +1,315 @@
+//! Deciding the form of each launch, and measuring forms where that is asked for.
+//!
+//! A form is measured with the very launch that needs it: on its inputs, which the launches before it have made, and on
+//! copies of its outputs. So the data are those of the run, and nothing of the run is changed.
+
+use super::{Gpu, SLOT_BYTES, State, bind_group_key, new_buffer};
+use crate::device::stream::{Grid, Launch, Stream};
+use crate::device::tuning::{self, Choices, Class, Forms, bits};
+use crate::device::{Access, Cost, DeviceInfo, Slice};
+use anyhow::Result;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Measuring stops here, compilation included; classes met later get the fixed choice.
+const BUDGET: Duration = Duration::from_secs(6);
+
+/// A timed submission lasts about this long, so that submitting weighs little.
+const SPAN: Duration = Duration::from_micros(1500);
+
+/// Timed submissions per form, of which the best counts.
+const TRIES: usize = 3;
+
+/// How long one form took for one shape class.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    pub kernel: &'static str,
+    /// The class as the cache file names it.
+    pub class: String,
+    pub form: &'static str,
+    pub seconds: f64,
+    /// The floor of the launch that was timed.
+    pub cost: Cost,
+    pub chosen: bool,
+}
+
+/// The choices made so far.
+pub(super) struct Selection {
+    mode: Forms,
+    info: DeviceInfo,
+    /// By class, for the next launch.
+    chosen: HashMap<Class, usize>,
+    /// By the class's text, to be kept: those made here and those that were given.
+    table: Choices,
+    measurements: Vec<Measurement>,
+    spent: Duration,
+    unsaved: bool,
+    /// The form of each launch of the stream being run.
+    forms: Vec<usize>,
+}
+
+impl Selection {
+    pub(super) fn new(info: &DeviceInfo, mode: Forms) -> Selection {
+        Selection {
+            mode,
+            info: info.clone(),
+            chosen: HashMap::new(),
+            table: match mode {
+                Forms::Measured => tuning::load(info),
+                _ => Choices::default(),
+            },
+            measurements: Vec::new(),
+            spent: Duration::ZERO,
+            unsaved: false,
+            forms: Vec::new(),
+        }
+    }
+
+    pub(super) fn choices(&self) -> Choices {
+        self.table.clone()
+    }
+
+    pub(super) fn set(&mut self, choices: &Choices) {
+        self.chosen.clear();
+        self.table.0.extend(choices.0.clone());
+    }
+
+    /// The form of a launch; none if it has to be measured.
+    fn decide(&mut self, launch: &Launch, class: Class) -> Option<usize> {
+        if let Some(&form) = self.chosen.get(&class) {
+            return Some(form);
+        }
+        let (kernel, candidates) = (launch.kernel, class.candidates);
+        let fixed = || tuning::fixed(kernel, candidates, self.info.software);
+        let known = |name: &str| tuning::named(kernel, candidates, name);
+        let form = match self.mode {
+            Forms::Named(name) => known(name).unwrap_or_else(fixed),
+            _ if candidates == 1 => 0,
+            mode => match self.table.0.get(&class.text(kernel)) {
+                Some(name) if known(name).is_some() => known(name)?,
+                _ if mode == Forms::Fixed || self.spent > BUDGET => fixed(),
+                _ => return None,
+            },
+        };
+        self.chosen.insert(class, form);
+        Some(form)
+    }
+
+    fn record(&mut self, launch: &Launch, class: Class, seconds: &[(usize, f64)]) -> usize {
+        let kernel = launch.kernel;
+        let fastest = seconds.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+        let form = match fastest {
+            Some(&(form, _)) => form,
+            None => tuning::fixed(kernel, class.candidates, self.info.software),
+        };
+        let text = class.text(kernel);
+        for &(measured, seconds) in seconds {
+            self.measurements.push(Measurement {
+                kernel: kernel.name,
+                class: text.clone(),
+                form: kernel.form_name(measured),
+                seconds,
+                cost: (kernel.cost)(launch.params()),
+                chosen: measured == form,
+            });
+        }
+        self.table.0.insert(text, kernel.form_name(form).into());
+        self.chosen.insert(class, form);
+        self.unsaved = true;
+        form
+    }
+}
+
+impl Gpu {
+    /// What was measured so far.
+    pub fn measurements(&self) -> Vec<Measurement> {
+        self.state.lock().unwrap().selection.measurements.clone()
+    }
+
+    fn class(&self, launch: &Launch) -> Class {
+        Class::of(launch, tuning::offered(launch.kernel, self.subgroup))
+    }
+
+    /// The form in which a launch like this one ran last.
+    pub(super) fn selected(&self, state: &State, launch: &Launch) -> &'static str {
+        let form = match launch.kernel.forms {
+            [] => None,
+            _ => state.selection.chosen.get(&self.class(launch)),
+        };
+        launch.kernel.form_name(form.copied().unwrap_or(0))
+    }
+
+    /// Decides every launch of the stream and makes what it needs. Launches before one that has to be measured are
+    /// submitted; the number of those is returned.
+    pub(super) fn select(&self, state: &mut State, stream: &Stream) -> Result<usize> {
+        state.selection.forms.clear();
+        let mut submitted = 0;
+        for (i, launch) in stream.launches.iter().enumerate() {
+            let form = if launch.kernel.forms.is_empty() {
+                0
+            } else {
+                let class = self.class(launch);
+                match state.selection.decide(launch, class) {
+                    Some(form) => form,
+                    None => {
+                        self.submit(state, stream, submitted..i);
+                        self.resolve(state, i);
+                        submitted = i;
+                        let started = Instant::now();
+                        let seconds = self.measure(state, launch, class, i)?;
+                        state.selection.spent += started.elapsed();
+                        state.selection.record(launch, class, &seconds)
+                    }
+                }
+            };
+            state.selection.forms.push(form);
+            self.prepare(state, launch, form)?;
+        }
+        if std::mem::take(&mut state.selection.unsaved) {
+            // Kept before it is used. Where nothing can be kept, the next process measures again: that costs time only.
+            let _ = tuning::save(&state.selection.info, &state.selection.table);
+        }
+        Ok(submitted)
+    }
+
+    /// Encodes and submits launches of the stream.
+    pub(super) fn submit(&self, state: &State, stream: &Stream, range: Range<usize>) {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut segments = state.patches.segments.iter().enumerate().peekable();
+            for i in range {
+                let launch = &stream.launches[i];
+                while let Some((number, segment)) = segments.next_if(|(_, s)| s.before <= i) {
+                    if segment.before == i {
+                        state.resolver.dispatch(&mut pass, number, segment);
+                    }
+                }
+                let form = state.selection.forms[i];
+                pass.set_pipeline(&state.pipelines[&(launch.kernel.name, form)]);
+                let group = &state.bind_groups[&bind_group_key(launch)];
+                pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
+                let [x, y, z] = grid(launch, form).dimensions();
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        self.queue.submit([encoder.finish()]);
+    }
+
+    /// Fills in the parameters of launch `i`, which is to be measured before it is submitted: rows past the true number
+    /// may hold anything.
+    fn resolve(&self, state: &State, i: usize) {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for (number, segment) in state.patches.segments.iter().enumerate() {
+                if segment.before == i {
+                    state.resolver.dispatch(&mut pass, number, segment);
+                }
+            }
+        }
+        self.queue.submit([encoder.finish()]);
+    }
+
+    /// Seconds each candidate takes for this launch, whose parameters are in `slot`.
+    fn measure(
+        &self,
+        state: &mut State,
+        launch: &Launch,
+        class: Class,
+        slot: usize,
+    ) -> Result<Vec<(usize, f64)>> {
+        let kernel = launch.kernel;
+        for form in bits(class.candidates) {
+            self.pipeline(state, kernel, form)?;
+        }
+        // For each output, the buffer in its place.
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let arguments: Vec<_> = kernel.bindings.iter().zip(launch.slices()).collect();
+        let copies: Vec<Option<wgpu::Buffer>> = arguments
+            .iter()
+            .map(|(binding, slice)| match binding.access {
+                Access::In => None,
+                Access::Out => {
+                    let bytes = 4 * slice.len as usize;
+                    Some(new_buffer(&self.device, "measured", bytes, usage))
+                }
+            })
+            .collect();
+        if pollster::block_on(scope.pop()).is_some() {
+            return Ok(Vec::new());
+        }
+        let original = |slice: &Slice| {
+            let buffer = state.buffers[slice.buffer as usize].as_ref();
+            buffer.expect("buffer is alive")
+        };
+        let bound = arguments
+            .iter()
+            .zip(&copies)
+            .map(|((_, slice), copy)| match copy {
+                Some(copy) => (
+                    copy,
+                    Slice {
+                        offset: 0,
+                        ..**slice
+                    },
+                ),
+                None => (original(slice), **slice),
+            });
+        let group = self.bind_group(state, kernel, bound);
+        let restore = || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            for ((_, slice), copy) in arguments.iter().zip(&copies) {
+                if let Some(copy) = copy {
+                    let (from, bytes) = (4 * slice.offset as u64, 4 * slice.len as u64);
+                    encoder.copy_buffer_to_buffer(original(slice), from, copy, 0, bytes);
+                }
+            }
+            self.queue.submit([encoder.finish()]);
+            self.wait()
+        };
+        let time = |form: usize, repeats: usize| -> Result<f64> {
+            let started = Instant::now();
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                pass.set_pipeline(&state.pipelines[&(kernel.name, form)]);
+                pass.set_bind_group(0, &group, &[(slot * SLOT_BYTES) as u32]);
+                let [x, y, z] = grid(launch, form).dimensions();
+                for _ in 0..repeats {
+                    pass.dispatch_workgroups(x, y, z);
+                }
+            }
+            self.queue.submit([encoder.finish()]);
+            self.wait()?;
+            Ok(started.elapsed().as_secs_f64() / repeats as f64)
+        };
+        let mut seconds = Vec::new();
+        let mut best = f64::INFINITY;
+        for form in bits(class.candidates) {
+            restore()?;
+            // The first run may compile.
+            time(form, 1)?;
+            let mut own = time(form, 1)?;
+            if own < 2.0 * best {
+                let repeats = ((SPAN.as_secs_f64() / own) as usize).clamp(1, 50);
+                for _ in 0..TRIES {
+                    own = own.min(time(form, repeats)?);
+                }
+            }
+            best = best.min(own);
+            seconds.push((form, own));
+        }
+        Ok(seconds)
+    }
+}
+
+/// Workgroups of a launch in that form.
+fn grid(launch: &Launch, form: usize) -> Grid {
+    match form {
+        0 => launch.grid,
+        n => (launch.kernel.forms[n - 1].grid)(launch.params()),
+    }
+}

@@ -1,0 +1,181 @@
+//! Which form of a kernel runs a launch: by a fixed rule, or by measurement.
+//!
+//! Launches are sorted into shape classes: kernel, integer parameters rounded up to powers of two, and the forms that
+//! fit. The choice for a class is kept in memory, and in a file per adapter, driver and program version in the user's
+//! cache folder. The file is only a hint: one that cannot be read, or names what does not exist, is ignored.
+
+use super::stream::{Home, Launch};
+use super::{DeviceInfo, Kernel, Type};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// How a GPU decides between the forms of a kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forms {
+    /// The first form that was written for this kind of adapter: the same in every process.
+    #[default]
+    Fixed,
+    /// The fastest, measured when a shape class first occurs; known choices come from the cache file.
+    Measured,
+    /// Measured anew, whatever the cache file says; it is overwritten.
+    Remeasured,
+    /// The form of this name where it fits, else as `Fixed`.
+    Named(&'static str),
+}
+
+/// A name of a form for each shape class, by the class's text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Choices(pub BTreeMap<String, String>);
+
+/// Integer parameters a class looks at.
+const LOOKED_AT: usize = 8;
+
+/// A shape class, cheap to make and to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    kernel: &'static str,
+    /// Forms to choose from, one bit each.
+    pub candidates: u32,
+    /// For each integer parameter, bits needed to count to it.
+    sizes: [u8; LOOKED_AT],
+}
+
+impl Class {
+    /// `offered`: the forms the adapter can run, one bit each.
+    pub fn of(launch: &Launch, offered: u32) -> Class {
+        let mut sizes = [0; LOOKED_AT];
+        for (size, (_, word)) in sizes.iter_mut().zip(integers(launch)) {
+            *size = (u32::BITS - word.saturating_sub(1).leading_zeros()) as u8;
+        }
+        Class {
+            kernel: launch.kernel.name,
+            candidates: launch.kernel.fitting(launch.params()) & offered,
+            sizes,
+        }
+    }
+
+    /// For example `matmul_nt m 2048 n 1024 k 256 start 1: portable tiled vec4`.
+    pub fn text(&self, kernel: &Kernel) -> String {
+        let mut text = kernel.name.to_string();
+        let names = kernel.params.iter().filter(|p| p.ty == Type::U32);
+        for (param, size) in names.zip(self.sizes) {
+            let _ = write!(text, " {} {}", param.name, 1u64 << size);
+        }
+        text.push(':');
+        for form in bits(self.candidates) {
+            let _ = write!(text, " {}", kernel.form_name(form));
+        }
+        text
+    }
+}
+
+fn integers(launch: &Launch) -> impl Iterator<Item = (&'static str, u32)> {
+    let declared = launch.kernel.params.iter().zip(launch.params());
+    declared
+        .filter(|(param, _)| param.ty == Type::U32)
+        .map(|(param, &word)| (param.name, word))
+}
+
+/// The numbers of the bits that are set.
+pub fn bits(set: u32) -> impl Iterator<Item = usize> {
+    (0..32).filter(move |i| set >> i & 1 == 1)
+}
+
+/// The forms of `kernel` that an adapter can run whose subgroups have at least `subgroup` lanes (0: it has none).
+pub fn offered(kernel: &Kernel, subgroup: u32) -> u32 {
+    let runs = |(i, form): (usize, &super::Form)| ((form.subgroup <= subgroup) as u32) << (i + 1);
+    1 | kernel.forms.iter().enumerate().map(runs).sum::<u32>()
+}
+
+/// The choice without a measurement.
+pub fn fixed(kernel: &Kernel, candidates: u32, software: bool) -> usize {
+    let home = match software {
+        true => Home::Software,
+        false => Home::Hardware,
+    };
+    bits(candidates)
+        .filter(|&form| form > 0)
+        .find(|&form| [home, Home::Any].contains(&kernel.forms[form - 1].home))
+        .unwrap_or(0)
+}
+
+/// The form of that name among `candidates`.
+pub fn named(kernel: &Kernel, candidates: u32, name: &str) -> Option<usize> {
+    bits(candidates).find(|&form| kernel.form_name(form) == name)
+}
+
+/// The cache file of one adapter.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct File {
+    version: String,
+    adapter: String,
+    backend: String,
+    driver: String,
+    choices: Choices,
+}
+
+impl File {
+    fn new(info: &DeviceInfo, choices: Choices) -> File {
+        File {
+            version: env!("CARGO_PKG_VERSION").into(),
+            adapter: info.name.clone(),
+            backend: info.backend.clone(),
+            driver: info.driver.clone(),
+            choices,
+        }
+    }
+}
+
+/// The folder for files that may be lost: `VSTAR_CACHE`, else `vstar` in the system's own place for them.
+fn cache_folder() -> Option<PathBuf> {
+    let path = |name: &str| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    path("VSTAR_CACHE").or_else(|| {
+        let system = match std::env::consts::OS {
+            "windows" => path("LOCALAPPDATA"),
+            "macos" => path("HOME").map(|home| home.join("Library/Caches")),
+            _ => path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache"))),
+        };
+        Some(system?.join("vstar"))
+    })
+}
+
+/// Where the choices for this adapter are kept, if the system has a place for such files.
+pub fn cache_file(info: &DeviceInfo) -> Option<PathBuf> {
+    let text = format!("{} {} {}", info.name, info.backend, info.driver);
+    // FNV-1a: names of adapters are no file names.
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3)
+    });
+    Some(cache_folder()?.join(format!("tuning-{hash:016x}.json")))
+}
+
+/// The choices kept for this adapter; none if there is no such file, or one of another version or driver.
+pub fn load(info: &DeviceInfo) -> Choices {
+    let read = || -> Option<Choices> {
+        let text = std::fs::read_to_string(cache_file(info)?).ok()?;
+        let mut file: File = serde_json::from_str(&text).ok()?;
+        let choices = std::mem::take(&mut file.choices);
+        (file == File::new(info, Choices::default())).then_some(choices)
+    };
+    read().unwrap_or_default()
+}
+
+/// Keeps the choices for this adapter. Errors: the file cannot be written.
+pub fn save(info: &DeviceInfo, choices: &Choices) -> Result<()> {
+    if let Some(path) = cache_file(info) {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let file = File::new(info, choices.clone());
+        let text = serde_json::to_string_pretty(&file)?;
+        crate::run::atomic_write(&path, text.as_bytes())?;
+    }
+    Ok(())
+}
