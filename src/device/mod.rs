@@ -11,6 +11,7 @@ pub mod lockstep;
 pub mod report;
 pub mod shader;
 pub mod stream;
+pub mod threads;
 pub mod trial;
 
 use anyhow::Result;

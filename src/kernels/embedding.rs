@@ -4,12 +4,12 @@
 //! The host sorts the positions by token (`order`, `starts`, `tokens`), so that each row of the table has one owner:
 //! no atomics, one order of addition. Floor: 8 bytes per element, 1 operation backward.
 
+use crate::device::threads::{chunks, chunks_mut, each, rising};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Words of a row record; the token is the first.
 const RECORD: usize = 8;
@@ -57,7 +57,7 @@ pub fn forward(s: &mut Stream, table: Slice, rows: Slice, out: Slice, tokens: us
 }
 
 /// `d_table[tokens[u], :] += sum of d_out[order[k], :]` over k in `starts[u] .. starts[u + 1]`, for u below `distinct`.
-/// `order`: u32 positions sorted by token; `starts`: u32 `[distinct + 1]`; `tokens`: u32 `[distinct]`, each once.
+/// `order`: u32 positions sorted by token; `starts`: u32 `[distinct + 1]`; `tokens`: u32 `[distinct]`, rising.
 pub fn backward(
     s: &mut Stream,
     d_out: Slice,
@@ -81,25 +81,32 @@ fn forward_twin(args: &Args) {
     let p: Params = args.params();
     let (tokens, width) = (p.tokens as usize, p.width as usize);
     let table = args.f32(0);
-    args.f32_mut(2)[..tokens * width]
-        .par_chunks_mut(width)
-        .zip(args.u32(1).par_chunks(RECORD))
-        .with_min_len((16 * 1024usize).div_ceil(width))
-        .for_each(|(out, row)| out.copy_from_slice(&table[row[0] as usize * width..][..width]));
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..tokens * width], width),
+        chunks(args.u32(1), RECORD),
+    );
+    each(parts, (16 * 1024usize).div_ceil(width), |_, (out, row)| {
+        out.copy_from_slice(&table[row[0] as usize * width..][..width]);
+    });
 }
 
-/// Serial: the rows it writes are not known to be apart, and the loop is bound by memory.
+/// Tokens come sorted, so that the rows of the table can be parted between threads.
 fn backward_twin(args: &Args) {
     let p: BackwardParams = args.params();
     let (distinct, width) = (p.distinct as usize, p.width as usize);
     let (d_out, order, starts, tokens) = (args.f32(0), args.u32(1), args.u32(2), args.u32(3));
-    let d_table = args.f32_mut(4);
-    for u in 0..distinct {
-        let grad = &mut d_table[tokens[u] as usize * width..][..width];
+    // SAFETY: the tokens do not change meanwhile.
+    let grads = unsafe {
+        rising(args.f32_mut(4), width, distinct, |u| {
+            Some(tokens[u] as usize)
+        })
+    };
+    let grads = grads.expect("tokens rise");
+    each(grads, (8 * 1024usize).div_ceil(width), |u, grad| {
         for &t in &order[starts[u] as usize..starts[u + 1] as usize] {
             axpy(grad, 1.0, &d_out[t as usize * width..][..width]);
         }
-    }
+    });
 }
 
 /// (vocabulary, tokens, width).

@@ -3,9 +3,9 @@
 
 use super::{DeltaParams, Params};
 use crate::device::Args;
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::kernels::math::{MASKED, dot, exp, fold};
 use crate::kernels::rows::{Dims, NONE, Row, records};
-use rayon::prelude::*;
 
 /// Keys (or queries) per tile.
 const TILE: usize = 128;
@@ -258,19 +258,20 @@ pub(super) fn forward(args: &Args) {
     } = shape.dims;
     let rows = records(args.u32(0), tokens);
     let (parent, q, kv) = (args.u32(1), args.f32(2), args.f32(3));
-    args.f32_mut(4)
-        .par_chunks_exact_mut(heads * head_dim)
-        .zip(args.f32_mut(5).par_chunks_exact_mut(heads))
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(prompt_pairs(rows)))
-        .for_each(|(t, ((o, lse), row))| {
-            for (head, o) in o.chunks_exact_mut(head_dim).enumerate() {
-                let q = shape.queries(q, head).get(t as u32, head_dim);
-                let (keys, values) = shape.keys_values(kv, head / shape.group);
-                lse[head] = attend(q, Keys::of(row, parent), keys, values, shape.scale, o);
-            }
-        });
+    let parts = (
+        chunks_mut(args.f32_mut(4), heads * head_dim),
+        chunks_mut(args.f32_mut(5), heads),
+        chunks(rows, 1),
+    );
+    let per_task = shape.rows_per_task(prompt_pairs(rows));
+    each(parts, per_task, |t, (o, lse, row)| {
+        for (head, o) in o.chunks_exact_mut(head_dim).enumerate() {
+            let q = shape.queries(q, head).get(t as u32, head_dim);
+            let (keys, values) = shape.keys_values(kv, head / shape.group);
+            let slots = Keys::of(&row[0], parent);
+            lse[head] = attend(q, slots, keys, values, shape.scale, o);
+        }
+    });
 }
 
 /// One query's output; returns the logarithm of the sum of exponentials.
@@ -313,12 +314,14 @@ fn attend(
 pub(super) fn delta(args: &Args) {
     let p: DeltaParams = args.params();
     let head_dim = p.head_dim as usize;
-    args.f32_mut(2)[..p.vectors as usize]
-        .par_iter_mut()
-        .zip(args.f32(0).par_chunks_exact(head_dim))
-        .zip(args.f32(1).par_chunks_exact(head_dim))
-        .with_min_len((16_384 / head_dim).max(1))
-        .for_each(|((delta, o), d_o)| *delta = dot(o, d_o));
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..p.vectors as usize], 1),
+        chunks(args.f32(0), head_dim),
+        chunks(args.f32(1), head_dim),
+    );
+    each(parts, (16_384 / head_dim).max(1), |_, (delta, o, d_o)| {
+        delta[0] = dot(o, d_o);
+    });
 }
 
 pub(super) fn backward_query(args: &Args) {
@@ -332,38 +335,38 @@ pub(super) fn backward_query(args: &Args) {
     let rows = records(args.u32(0), tokens);
     let (parent, q, kv, lse) = (args.u32(1), args.f32(2), args.f32(3), args.f32(4));
     let (d_o, delta) = (args.f32(5), args.f32(6));
-    args.f32_mut(7)
-        .par_chunks_exact_mut(heads * head_dim)
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(2 * prompt_pairs(rows)))
-        .for_each(|(t, (dq, row))| {
-            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
-            for (head, dq) in dq.chunks_exact_mut(head_dim).enumerate() {
-                let q = shape.queries(q, head).get(t as u32, head_dim);
-                let d_o = shape.queries(d_o, head).get(t as u32, head_dim);
-                let (lse, delta) = (lse[t * heads + head], delta[t * heads + head]);
-                let (keys, values) = shape.keys_values(kv, head / shape.group);
-                let mut slots = Keys::of(row, parent);
-                dq.fill(0.0);
-                loop {
-                    let count = slots.fill(&mut tile);
-                    if count == 0 {
-                        break;
-                    }
-                    let tile = &tile[..count];
-                    keys.dots(q, tile, &mut weights[..count]);
-                    values.dots(d_o, tile, &mut slopes[..count]);
-                    let whole = count.next_multiple_of(16);
-                    for (weight, slope) in weights[..whole].iter_mut().zip(&mut slopes[..whole]) {
-                        *weight = *weight * shape.scale - lse;
-                        *slope -= delta;
-                    }
-                    weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
-                    keys.accumulate(&slopes[..count], tile, dq);
+    let parts = (
+        chunks_mut(args.f32_mut(7), heads * head_dim),
+        chunks(rows, 1),
+    );
+    let per_task = shape.rows_per_task(2 * prompt_pairs(rows));
+    each(parts, per_task, |t, (dq, row)| {
+        let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
+        for (head, dq) in dq.chunks_exact_mut(head_dim).enumerate() {
+            let q = shape.queries(q, head).get(t as u32, head_dim);
+            let d_o = shape.queries(d_o, head).get(t as u32, head_dim);
+            let (lse, delta) = (lse[t * heads + head], delta[t * heads + head]);
+            let (keys, values) = shape.keys_values(kv, head / shape.group);
+            let mut slots = Keys::of(&row[0], parent);
+            dq.fill(0.0);
+            loop {
+                let count = slots.fill(&mut tile);
+                if count == 0 {
+                    break;
                 }
+                let tile = &tile[..count];
+                keys.dots(q, tile, &mut weights[..count]);
+                values.dots(d_o, tile, &mut slopes[..count]);
+                let whole = count.next_multiple_of(16);
+                for (weight, slope) in weights[..whole].iter_mut().zip(&mut slopes[..whole]) {
+                    *weight = *weight * shape.scale - lse;
+                    *slope -= delta;
+                }
+                weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
+                keys.accumulate(&slopes[..count], tile, dq);
             }
-        });
+        }
+    });
 }
 
 pub(super) fn backward_key_value(args: &Args) {
@@ -378,42 +381,40 @@ pub(super) fn backward_key_value(args: &Args) {
     let (q, kv, lse) = (args.f32(1), args.f32(2), args.f32(3));
     let (d_o, delta) = (args.f32(4), args.f32(5));
     let width = shape.dims.kv_width();
-    args.f32_mut(6)
-        .par_chunks_exact_mut(width)
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(3 * prompt_pairs(rows)))
-        .for_each(|(t, (dkv, row))| {
-            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
-            let (dk, dv) = dkv.split_at_mut(width / 2);
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for head in 0..kv_heads {
-                let (keys, values) = shape.keys_values(kv, head);
-                let (k, v) = (keys.get(t as u32, head_dim), values.get(t as u32, head_dim));
-                let own = head * head_dim..(head + 1) * head_dim;
-                let (dk, dv) = (&mut dk[own.clone()], &mut dv[own]);
-                for query_head in head * shape.group..(head + 1) * shape.group {
-                    let queries = shape.queries(q, query_head);
-                    let outputs = shape.queries(d_o, query_head);
-                    for first in (row.q_begin..row.q_end).step_by(TILE) {
-                        let count = TILE.min((row.q_end - first) as usize);
-                        for (i, record) in tile[..count].iter_mut().zip(first..) {
-                            *i = record;
-                        }
-                        let tile = &tile[..count];
-                        queries.dots(k, tile, &mut weights[..count]);
-                        outputs.dots(v, tile, &mut slopes[..count]);
-                        for ((weight, slope), &i) in weights.iter_mut().zip(&mut slopes).zip(tile) {
-                            let at = i as usize * heads + query_head;
-                            *weight = *weight * shape.scale - lse[at];
-                            *slope -= delta[at];
-                        }
-                        weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
-                        queries.accumulate(&slopes[..count], tile, dk);
-                        outputs.accumulate(&weights[..count], tile, dv);
+    let parts = (chunks_mut(args.f32_mut(6), width), chunks(rows, 1));
+    let per_task = shape.rows_per_task(3 * prompt_pairs(rows));
+    each(parts, per_task, |t, (dkv, row)| {
+        let row = &row[0];
+        let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
+        let (dk, dv) = dkv.split_at_mut(width / 2);
+        dk.fill(0.0);
+        dv.fill(0.0);
+        for head in 0..kv_heads {
+            let (keys, values) = shape.keys_values(kv, head);
+            let (k, v) = (keys.get(t as u32, head_dim), values.get(t as u32, head_dim));
+            let own = head * head_dim..(head + 1) * head_dim;
+            let (dk, dv) = (&mut dk[own.clone()], &mut dv[own]);
+            for query_head in head * shape.group..(head + 1) * shape.group {
+                let queries = shape.queries(q, query_head);
+                let outputs = shape.queries(d_o, query_head);
+                for first in (row.q_begin..row.q_end).step_by(TILE) {
+                    let count = TILE.min((row.q_end - first) as usize);
+                    for (i, record) in tile[..count].iter_mut().zip(first..) {
+                        *i = record;
                     }
+                    let tile = &tile[..count];
+                    queries.dots(k, tile, &mut weights[..count]);
+                    outputs.dots(v, tile, &mut slopes[..count]);
+                    for ((weight, slope), &i) in weights.iter_mut().zip(&mut slopes).zip(tile) {
+                        let at = i as usize * heads + query_head;
+                        *weight = *weight * shape.scale - lse[at];
+                        *slope -= delta[at];
+                    }
+                    weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
+                    queries.accumulate(&slopes[..count], tile, dk);
+                    outputs.accumulate(&weights[..count], tile, dv);
                 }
             }
-        });
+        }
+    });
 }
