@@ -30,34 +30,68 @@ const TASKS_PER_THREAD: usize = 8;
 /// `x W^T` with fewer columns is computed as dot products: of a panel's columns most would be empty.
 const FEW_COLUMNS: usize = 4;
 
-/// Operands and C of one product.
+/// A matrix within a slice: element (i, j) at `i down + j across`. One of the strides is 1.
 #[derive(Clone, Copy)]
-struct Product {
-    /// First elements.
-    a: *const f32,
-    b: *const f32,
+pub struct View<'a> {
+    pub data: &'a [f32],
+    pub down: usize,
+    pub across: usize,
+}
+
+impl View<'_> {
+    /// The same elements with rows for columns.
+    pub fn transposed(self) -> Self {
+        View {
+            data: self.data,
+            down: self.across,
+            across: self.down,
+        }
+    }
+
+    fn check(&self, rows: usize, columns: usize) {
+        assert!(self.down == 1 || self.across == 1);
+        assert!((rows - 1) * self.down + (columns - 1) * self.across < self.data.len());
+    }
+}
+
+/// One product: A is `[m, k]`, B `[k, n]`.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    a: View<'a>,
+    b: View<'a>,
+    /// First element of C, and the distance of its rows.
     c: *mut f32,
+    c_down: usize,
+    /// Columns of C: n, or more, to which zeros are written (or added).
+    c_columns: usize,
     dims: Dims,
-    form: Form,
     accumulate: bool,
 }
 
-// SAFETY: A and B are only read, and tasks write blocks of C of their own.
-unsafe impl Sync for Product {}
+// SAFETY: tasks write blocks of C of their own.
+unsafe impl Sync for Product<'_> {}
 
-/// `C (+)= op(A) op(B)`; slices hold exactly the matrices.
+/// `C (+)= op(A) op(B)`, on all threads; slices hold exactly the matrices.
 pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accumulate: bool) {
     let Dims { m, n, k } = dims;
     assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n);
     if form == Form::NT && n < FEW_COLUMNS {
         return dots(a, b, c, dims, accumulate);
     }
+    let view = |data, down, across| View { data, down, across };
     let product = Product {
-        a: a.as_ptr(),
-        b: b.as_ptr(),
+        a: match form {
+            Form::NT | Form::NN => view(a, k, 1),
+            Form::TN => view(a, 1, m),
+        },
+        b: match form {
+            Form::NT => view(b, 1, k),
+            Form::NN | Form::TN => view(b, n, 1),
+        },
         c: c.as_mut_ptr(),
+        c_down: n,
+        c_columns: n,
         dims,
-        form,
         accumulate,
     };
     let [row_blocks, column_blocks] = blocks(form, dims, threads::count());
@@ -68,6 +102,35 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
         // SAFETY: the slices hold the matrices (asserted), and no other task has these rows of these columns.
         unsafe { product.block(rows, columns) }
     });
+}
+
+/// `C += A B` for small matrices within larger ones, on this thread. C starts with `c` and has rows `c_down` apart; where
+/// there is room between them, its columns may be more than n.
+pub fn add_product(
+    a: View,
+    b: View,
+    c: &mut [f32],
+    (c_down, c_columns): (usize, usize),
+    dims: Dims,
+) {
+    let Dims { m, n, k } = dims;
+    if m * n * k == 0 {
+        return;
+    }
+    a.check(m, k);
+    b.check(k, n);
+    assert!(n <= c_columns && c_columns <= c_down && (m - 1) * c_down + c_columns <= c.len());
+    let product = Product {
+        a,
+        b,
+        c: c.as_mut_ptr(),
+        c_down,
+        c_columns,
+        dims,
+        accumulate: true,
+    };
+    // SAFETY: the matrices are where they should be (checked), and C is borrowed.
+    unsafe { product.block(0..m, 0..n.div_ceil(LANES)) }
 }
 
 /// Part `i` of `0..length` cut into `parts` as equal as can be.
@@ -102,17 +165,14 @@ fn dots(x: &[f32], w: &[f32], y: &mut [f32], Dims { n, k, .. }: Dims, accumulate
     });
 }
 
-impl Product {
+impl Product<'_> {
     /// The block of C at these rows and vectors of columns.
     ///
     /// # Safety
-    /// The pointers hold the matrices of `dims`; nothing else touches the block.
+    /// The operands hold the matrices of `dims`; nothing else touches the block.
     unsafe fn block(&self, rows: Range<usize>, vectors: Range<usize>) {
-        let Dims { m, n, k } = self.dims;
-        let (a_row, a_depth) = match self.form {
-            Form::NT | Form::NN => (k, 1),
-            Form::TN => (1, m),
-        };
+        let Dims { n, k, .. } = self.dims;
+        let a = self.a;
         let mut panel = [const { MaybeUninit::<[f32; PANEL]>::uninit() }; DEPTH];
         let panel: *mut f32 = panel.as_mut_ptr().cast();
         let depths = k.div_ceil(DEPTH);
@@ -124,25 +184,27 @@ impl Product {
             for p in 0..panels {
                 let own = part(vectors.len(), panels, p);
                 let column = (vectors.start + own.start) * LANES;
-                let columns = (own.len() * LANES).min(n - column);
+                let room = self.c_columns - column;
                 // SAFETY: the caller's; ranges lie within the matrices, and a panel holds DEPTH rows of PANEL columns.
                 unsafe {
+                    let columns = (own.len() * LANES).min(n - column);
                     self.copy_columns(depth.clone(), column, columns, own.len(), panel);
                     for t in 0..tiles {
                         let own_rows = part(rows.len(), tiles, t);
                         let row = rows.start + own_rows.start;
                         let tile = Tile {
-                            a: self.a.add(row * a_row + depth.start * a_depth),
-                            a_row,
-                            a_depth,
+                            a: a.data.as_ptr().add(row * a.down + depth.start * a.across),
+                            a_down: a.down,
+                            a_across: a.across,
                             panel,
                             depth: depth.len(),
                         };
-                        let c = self.c.add(row * n + column);
-                        if columns == own.len() * LANES {
-                            tile.compute(own_rows.len(), own.len(), c, n, add);
+                        let (rows, vectors) = (own_rows.len(), own.len());
+                        let c = self.c.add(row * self.c_down + column);
+                        if vectors * LANES <= room {
+                            tile.compute(rows, vectors, c, self.c_down, add);
                         } else {
-                            tile.compute_narrow(own_rows.len(), own.len(), c, (n, columns), add);
+                            tile.compute_narrow(rows, vectors, c, (self.c_down, room), add);
                         }
                     }
                 }
@@ -150,8 +212,8 @@ impl Product {
         }
     }
 
-    /// Copies `columns` columns of op(B) from `first` on, at rows `depth`, to the panel, whose rows have `vectors`
-    /// registers; fills up the last with zeros.
+    /// Copies `columns` columns of B from `first` on, at rows `depth`, to the panel, whose rows have `vectors` registers;
+    /// fills up the last with zeros.
     ///
     /// # Safety
     /// As [`Product::block`].
@@ -163,39 +225,36 @@ impl Product {
         vectors: usize,
         panel: *mut f32,
     ) {
-        let Dims { n, k, .. } = self.dims;
+        let View { data, down, across } = self.b;
         let width = vectors * LANES;
-        let (b_depth, b_column) = match self.form {
-            Form::NT => (1, k),
-            Form::NN | Form::TN => (n, 1),
-        };
         // SAFETY: the caller's.
         unsafe {
-            let from = self.b.add(depth.start * b_depth + first * b_column);
-            let mut column = 0;
-            while column + LANES <= columns {
-                let (from, to) = (from.add(column * b_column), panel.add(column));
+            let from = data.as_ptr().add(depth.start * down + first * across);
+            for column in (0..width).step_by(LANES) {
+                let (from, to) = (from.add(column * across), panel.add(column));
+                let count = columns.saturating_sub(column).min(LANES);
                 let mut at = 0;
-                if b_column == 1 {
+                if count == LANES && across == 1 {
                     while at < depth.len() {
-                        Lanes::load(from.add(at * n)).store(to.add(at * width));
+                        Lanes::load(from.add(at * down)).store(to.add(at * width));
                         at += 1;
                     }
-                }
-                while at + LANES <= depth.len() {
-                    let square = std::array::from_fn(|i| Lanes::load(from.add(at + i * k)));
-                    for (i, row) in transpose(square).into_iter().enumerate() {
-                        row.store(to.add((at + i) * width));
+                } else if down == 1 {
+                    while at + LANES <= depth.len() {
+                        let square = std::array::from_fn(|i| {
+                            if i < count {
+                                Lanes::load(from.add(at + i * across))
+                            } else {
+                                Lanes::splat(0.0)
+                            }
+                        });
+                        for (i, row) in transpose(square).into_iter().enumerate() {
+                            row.store(to.add((at + i) * width));
+                        }
+                        at += LANES;
                     }
-                    at += LANES;
                 }
-                copy_some(from, (b_depth, b_column), to, width, at..depth.len(), LANES);
-                column += LANES;
-            }
-            if column < columns {
-                let (from, to) = (from.add(column * b_column), panel.add(column));
-                let strides = (b_depth, b_column);
-                copy_some(from, strides, to, width, 0..depth.len(), columns - column);
+                copy_some(from, (down, across), to, width, at..depth.len(), count);
             }
         }
     }
@@ -230,15 +289,15 @@ unsafe fn copy_some(
 
 /// Some rows of op(A) times a panel.
 struct Tile {
-    /// Element (row i, depth l) is at `i a_row + l a_depth`; one of the strides is 1.
+    /// As in [`View`].
     a: *const f32,
-    a_row: usize,
-    a_depth: usize,
+    a_down: usize,
+    a_across: usize,
     panel: *const f32,
     depth: usize,
 }
 
-/// The sums of a tile, by its rows and vectors: `ADD` to C or written over it.
+/// The sums of a tile: added to C, `stride` from row to row, or written over it.
 type Sums = unsafe fn(&Tile, *mut f32, usize, bool);
 
 /// By rows less one and vectors less one.
@@ -304,10 +363,10 @@ impl Tile {
         // SAFETY: the caller's.
         unsafe {
             // The loop below then has addresses it can count in one register.
-            let sums = if self.a_depth == 1 {
-                self.multiply::<R, V>(self.a_row, 1)
+            let sums = if self.a_across == 1 {
+                self.multiply::<R, V>(self.a_down, 1)
             } else {
-                self.multiply::<R, V>(1, self.a_depth)
+                self.multiply::<R, V>(1, self.a_across)
             };
             for (i, row) in sums.into_iter().enumerate() {
                 for (j, sum) in row.into_iter().enumerate() {
@@ -322,17 +381,17 @@ impl Tile {
     #[inline(always)]
     unsafe fn multiply<const R: usize, const V: usize>(
         &self,
-        a_row: usize,
-        a_depth: usize,
+        a_down: usize,
+        a_across: usize,
     ) -> [[Lanes; V]; R] {
         let mut sums = [[Lanes::splat(0.0); V]; R];
         for l in 0..self.depth {
             // SAFETY: the caller's.
             unsafe {
-                let (a, b) = (self.a.add(l * a_depth), self.panel.add(l * V * LANES));
+                let (a, b) = (self.a.add(l * a_across), self.panel.add(l * V * LANES));
                 let b: [Lanes; V] = std::array::from_fn(|j| Lanes::load(b.add(j * LANES)));
                 for (i, row) in sums.iter_mut().enumerate() {
-                    let a = Lanes::splat(*a.add(i * a_row));
+                    let a = Lanes::splat(*a.add(i * a_down));
                     for (sum, b) in row.iter_mut().zip(b) {
                         *sum = sum.plus_product(a, b);
                     }

@@ -112,19 +112,29 @@ pub fn backward(
     s.push(&BACKWARD, &Params::new(dims), &slices, grid(dims));
 }
 
+/// Pairs whose sines and cosines are parted at a time.
+const PAIRS: usize = 32;
+
 /// `to` = the heads of `from`, each turned by the angles in `table` (those of one position), or back if `sign` is -1.
 fn turn(from: &[f32], to: &mut [f32], table: &[f32], head_dim: usize, sign: f32) {
     let half = head_dim / 2;
-    for (from, to) in from
-        .chunks_exact(head_dim)
-        .zip(to.chunks_exact_mut(head_dim))
-    {
-        let (a, b) = from.split_at(half);
-        let (x, y) = to.split_at_mut(half);
-        for i in 0..half {
-            let (c, s) = (table[2 * i], sign * table[2 * i + 1]);
-            x[i] = a[i] * c - b[i] * s;
-            y[i] = b[i] * c + a[i] * s;
+    for (block, angles) in table[..head_dim].chunks(2 * PAIRS).enumerate() {
+        // Parted once for all heads: what is left to do is then the same in every lane.
+        let (mut cos, mut sin) = ([0.0; PAIRS], [0.0; PAIRS]);
+        for ((c, s), angle) in cos.iter_mut().zip(&mut sin).zip(angles.chunks_exact(2)) {
+            (*c, *s) = (angle[0], sign * angle[1]);
+        }
+        let (first, count) = (block * PAIRS, angles.len() / 2);
+        let (cos, sin) = (&cos[..count], &sin[..count]);
+        let heads = from.chunks_exact(head_dim);
+        for (from, to) in heads.zip(to.chunks_exact_mut(head_dim)) {
+            let (a, b) = (&from[first..][..count], &from[half + first..][..count]);
+            let (x, y) = to.split_at_mut(half);
+            let (x, y) = (&mut x[first..][..count], &mut y[first..][..count]);
+            for i in 0..count {
+                x[i] = a[i] * cos[i] - b[i] * sin[i];
+                y[i] = b[i] * cos[i] + a[i] * sin[i];
+            }
         }
     }
 }
