@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
 use std::sync::{Condvar, Mutex, OnceLock, TryLockError};
 use std::thread::yield_now;
 
-/// Looks at an atomic before a waiting thread lets others run between looks: some ten microseconds.
-const LOOKS: usize = 1_000;
-/// Looks before a thread of the pool sleeps: some hundred microseconds.
-const LOOKS_AWAKE: usize = 1_300;
+/// Looks for a job, some ten nanoseconds each, before a thread of the pool sleeps. It does not yield between them: where
+/// threads compete for processors, a thread that yields is the last to run again, one that is woken the first.
+const LOOKS_FOR_JOB: usize = 5_000;
+/// Looks for the end of a job before the caller yields: the processor may be what the other thread waits for.
+const LOOKS_FOR_END: usize = 10_000;
 
 /// A launch in the making, on the stack of the thread that called [`run`].
 struct Job {
@@ -93,12 +94,12 @@ impl Pool {
 
     /// Waits for a job after number `seen`; returns its number.
     fn next_job(&self, seen: usize) -> usize {
-        for look in 0..LOOKS_AWAKE {
+        for _ in 0..LOOKS_FOR_JOB {
             let jobs = self.jobs.load(SeqCst);
             if jobs != seen {
                 return jobs;
             }
-            pause(look);
+            spin_loop();
         }
         let mut bed = self.bed.lock().unwrap();
         self.sleeping.fetch_add(1, SeqCst);
@@ -120,20 +121,15 @@ impl Pool {
 
     fn close(&self) {
         self.job.store(std::ptr::null_mut(), SeqCst);
-        let mut look = 0;
+        let mut looks = 0;
         while self.active.load(SeqCst) > 0 {
-            pause(look);
-            look += 1;
+            if looks < LOOKS_FOR_END {
+                looks += 1;
+                spin_loop();
+            } else {
+                yield_now();
+            }
         }
-    }
-}
-
-/// Passes the time between two looks.
-fn pause(look: usize) {
-    if look < LOOKS {
-        spin_loop();
-    } else {
-        yield_now();
     }
 }
 

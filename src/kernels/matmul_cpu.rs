@@ -14,11 +14,15 @@ use crate::device::threads;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Longest sum before it is added to C, so that a panel takes 24 KiB with AVX-512.
-const DEPTH: usize = 128;
+/// Longest sum before it is added to C, so that a panel takes 48 KiB with AVX-512.
+const DEPTH: usize = 256;
 
 /// Columns of a panel.
 const PANEL: usize = SUM_COLUMNS * LANES;
+
+/// Aligned, so that no register is loaded from two lines of the cache.
+#[repr(C, align(64))]
+struct Panel([[f32; PANEL]; DEPTH]);
 
 /// Multiplications a task should have (some 50 microseconds), and the fewest worth a task.
 const PER_TASK: usize = 6 << 20;
@@ -26,6 +30,9 @@ const FEWEST_PER_TASK: usize = 1 << 17;
 
 /// Tasks per thread of a large product: enough to even out threads of unequal speed.
 const TASKS_PER_THREAD: usize = 8;
+
+/// What it costs to copy an element of op(B) to a panel, in reads of an element of op(A).
+const COPYING: usize = 6;
 
 /// `x W^T` with fewer columns is computed as dot products: of a panel's columns most would be empty.
 const FEW_COLUMNS: usize = 4;
@@ -94,7 +101,7 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
         dims,
         accumulate,
     };
-    let [row_blocks, column_blocks] = blocks(form, dims, threads::count());
+    let [row_blocks, column_blocks] = blocks(dims, threads::count());
     let vectors = n.div_ceil(LANES);
     threads::run(row_blocks * column_blocks, |task| {
         let rows = part(m, row_blocks, task / column_blocks);
@@ -140,16 +147,15 @@ fn part(length: usize, parts: usize, i: usize) -> Range<usize> {
 
 /// Into how many blocks of rows and of columns C is cut: those for which the least is copied and read. Columns are
 /// copied once for every block of rows, and rows read once for every block of columns, which costs less.
-fn blocks(form: Form, Dims { m, n, k }: Dims, threads: usize) -> [usize; 2] {
+fn blocks(Dims { m, n, k }: Dims, threads: usize) -> [usize; 2] {
     let work = m * n * k;
     let most = (work / FEWEST_PER_TASK).max(1);
     let tasks = (work / PER_TASK).clamp(threads.min(most), TASKS_PER_THREAD * threads);
-    let copying = if form == Form::NT { 4 } else { 2 };
     let cuts = (1..=tasks.min(m.div_ceil(SUM_ROWS)))
         .map(|rows| [rows, tasks.div_ceil(rows).min(n.div_ceil(PANEL))]);
     cuts.min_by_key(|&[rows, columns]| {
         let missing = tasks.saturating_sub(rows * columns);
-        (missing, copying * rows * n + columns * m)
+        (missing, COPYING * rows * n + columns * m)
     })
     .expect("at least one row")
 }
@@ -173,7 +179,7 @@ impl Product<'_> {
     unsafe fn block(&self, rows: Range<usize>, vectors: Range<usize>) {
         let Dims { n, k, .. } = self.dims;
         let a = self.a;
-        let mut panel = [const { MaybeUninit::<[f32; PANEL]>::uninit() }; DEPTH];
+        let mut panel = MaybeUninit::<Panel>::uninit();
         let panel: *mut f32 = panel.as_mut_ptr().cast();
         let depths = k.div_ceil(DEPTH);
         let panels = vectors.len().div_ceil(SUM_COLUMNS);

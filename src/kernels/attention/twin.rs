@@ -15,8 +15,14 @@ use std::ops::Range;
 const ROWS: usize = 64;
 const TILE: usize = 96;
 
-/// A score for every row of a task and every key (or query) of a tile.
-type Scores = [[f32; TILE]; ROWS];
+/// A score for every row of a task and every key (or query) of a tile. Aligned, so that no register is loaded from two
+/// lines of the cache.
+#[repr(C, align(64))]
+struct Scores([[f32; TILE]; ROWS]);
+
+impl Scores {
+    const ZERO: Scores = Scores([[0.0; TILE]; ROWS]);
+}
 
 /// One vector of every record of a matrix: vector `r` starts at `r * stride + offset`.
 #[derive(Clone, Copy)]
@@ -43,7 +49,7 @@ impl<'a> Vectors<'a> {
 
     /// `scores[i][j] = rows.vector(own.start + i) . self.vector(tile.start + j)`.
     fn scores(&self, tile: Range<usize>, rows: Vectors, own: Range<usize>, scores: &mut Scores) {
-        let scores = &mut scores[..own.len()];
+        let scores = &mut scores.0[..own.len()];
         let columns = tile.len().next_multiple_of(16);
         scores.iter_mut().for_each(|row| row[..columns].fill(0.0));
         let dims = Product {
@@ -223,7 +229,7 @@ pub(super) fn forward(args: &Args) {
         chunks(rows, per_task),
     );
     each(parts, 1, |task, (o, lse, rows)| {
-        let mut scores = [[0.0; TILE]; ROWS];
+        let mut scores = Scores::ZERO;
         o.fill(0.0);
         let same_prompt = |a: &Row, b: &Row| a.kv_begin == b.kv_begin;
         runs(rows, same_prompt, |first, run| {
@@ -238,18 +244,18 @@ pub(super) fn forward(args: &Args) {
                     for (i, row) in run.iter().enumerate() {
                         let seen = (row.kv_end as usize).clamp(tile.start, tile.end) - tile.start;
                         let o = &mut o[i * width..][..head_dim];
-                        sums[i].take(&mut scores[i], seen, shape.scale, o);
-                        mask(&mut scores[i], tile.len(), 0..seen);
+                        sums[i].take(&mut scores.0[i], seen, shape.scale, o);
+                        mask(&mut scores.0[i], tile.len(), 0..seen);
                     }
-                    values.weigh(tile, &scores[..run.len()], o, width);
+                    values.weigh(tile, &scores.0[..run.len()], o, width);
                 }
                 for (i, row) in run.iter().enumerate() {
                     let o = &mut o[i * width..][..head_dim];
                     let q = queries.get(own.start + i);
                     for slot in chain(row, parent) {
-                        scores[0][0] = dot(q, keys.get(slot));
-                        sums[i].take(&mut scores[0], 1, shape.scale, o);
-                        axpy(o, scores[0][0], values.get(slot));
+                        scores.0[0][0] = dot(q, keys.get(slot));
+                        sums[i].take(&mut scores.0[0], 1, shape.scale, o);
+                        axpy(o, scores.0[0][0], values.get(slot));
                     }
                     lse[(first + i) * heads + head] = sums[i].finish(o);
                 }
@@ -320,7 +326,7 @@ pub(super) fn backward_query(args: &Args) {
         chunks(rows, per_task),
     );
     each(parts, 1, |task, (dq, rows)| {
-        let (mut weights, mut slopes) = ([[0.0; TILE]; ROWS], [[0.0; TILE]; ROWS]);
+        let (mut weights, mut slopes) = (Scores::ZERO, Scores::ZERO);
         dq.fill(0.0);
         let same_prompt = |a: &Row, b: &Row| a.kv_begin == b.kv_begin;
         runs(rows, same_prompt, |first, run| {
@@ -338,12 +344,12 @@ pub(super) fn backward_query(args: &Args) {
                     values.scores(tile.clone(), outputs, own.clone(), &mut slopes);
                     for (i, row) in run.iter().enumerate() {
                         let seen = (row.kv_end as usize).clamp(tile.start, tile.end) - tile.start;
-                        let (weights, slopes) = (&mut weights[i][..seen], &mut slopes[i]);
+                        let (weights, slopes) = (&mut weights.0[i][..seen], &mut slopes.0[i]);
                         let constants = lse_and_delta(i);
                         weights_and_slopes(weights, &mut slopes[..seen], constants, shape.scale);
                         mask(slopes, tile.len(), 0..seen);
                     }
-                    keys.weigh(tile, &slopes[..run.len()], dq, width);
+                    keys.weigh(tile, &slopes.0[..run.len()], dq, width);
                 }
                 for (i, row) in run.iter().enumerate() {
                     let dq = &mut dq[i * width..][..head_dim];
@@ -381,7 +387,7 @@ pub(super) fn backward_key_value(args: &Args) {
         chunks(rows, per_task),
     );
     each(parts, 1, |task, (dkv, rows)| {
-        let (mut weights, mut slopes) = ([[0.0; TILE]; ROWS], [[0.0; TILE]; ROWS]);
+        let (mut weights, mut slopes) = (Scores::ZERO, Scores::ZERO);
         dkv.fill(0.0);
         // Nodes are seen by fewer rows than their prompt.
         let alike =
@@ -405,7 +411,7 @@ pub(super) fn backward_key_value(args: &Args) {
                     for (i, row) in run.iter().enumerate() {
                         let [begin, end] = [row.q_begin, row.q_end]
                             .map(|at| (at as usize).clamp(tile.start, tile.end) - tile.start);
-                        let (weights, slopes) = (&mut weights[i], &mut slopes[i]);
+                        let (weights, slopes) = (&mut weights.0[i], &mut slopes.0[i]);
                         let constants = tile_lse[begin..end].iter().zip(&tile_delta[begin..end]);
                         weights_and_slopes(
                             &mut weights[begin..end],
@@ -416,9 +422,9 @@ pub(super) fn backward_key_value(args: &Args) {
                         mask(weights, tile.len(), begin..end);
                         mask(slopes, tile.len(), begin..end);
                     }
-                    queries.weigh(tile.clone(), &slopes[..run.len()], dkv, width);
+                    queries.weigh(tile.clone(), &slopes.0[..run.len()], dkv, width);
                     let dv = &mut dkv[kv_heads * head_dim..];
-                    outputs.weigh(tile, &weights[..run.len()], dv, width);
+                    outputs.weigh(tile, &weights.0[..run.len()], dv, width);
                 }
             }
         });
