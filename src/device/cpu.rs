@@ -1,7 +1,7 @@
-//! The CPU device: runs each launch's twin; the twins use the machine's threads (rayon).
+//! The CPU device: runs each launch's twin; the twins share it out among [`threads`].
 
 use super::stream::MAX_BINDINGS;
-use super::{Args, Counters, Device, DeviceInfo, Reading, Slice, Stream, Word};
+use super::{Args, Counters, Device, DeviceInfo, Reading, Slice, Stream, Word, threads};
 use anyhow::{Result, anyhow};
 use std::sync::Mutex;
 
@@ -62,7 +62,7 @@ impl Cpu {
             info: DeviceInfo {
                 name: "cpu".into(),
                 backend: "cpu".into(),
-                driver: format!("{} threads", rayon::current_num_threads()),
+                driver: format!("{} threads", threads::count()),
                 software: true,
             },
             state: Mutex::default(),
@@ -130,19 +130,15 @@ impl Device for Cpu {
         let mut state = self.state.lock().unwrap();
         state.counters.submissions += 1;
         state.counters.launches += stream.launches.len() as u64;
-        // From inside the pool: a twin's threads then start at once instead of being woken from outside.
-        let state = &mut *state;
-        rayon::scope(|_| {
-            for launch in &stream.launches {
-                let launch = &launch.resolved(|word| state.word(word));
-                let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
-                for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
-                    *slot = (state.pointer(slice), slice.len as usize);
-                }
-                // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
-                (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
+        for launch in &stream.launches {
+            let launch = &launch.resolved(|word| state.word(word));
+            let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
+            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
+                *slot = (state.pointer(slice), slice.len as usize);
             }
-        });
+            // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
+            (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
+        }
         Ok(())
     }
 

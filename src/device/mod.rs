@@ -12,6 +12,7 @@ pub mod report;
 pub mod shader;
 pub mod size;
 pub mod stream;
+pub mod threads;
 pub mod trial;
 pub mod tuning;
 

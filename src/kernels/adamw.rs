@@ -8,11 +8,11 @@
 //!
 //! Floor: 14n operations, 28n bytes.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,20 +87,21 @@ fn twin(args: &Args) {
         return;
     }
     let (step_size, correction) = (p.lr * norm[4], norm[5]);
-    args.f32_mut(0)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(args.f32(1)[..n].par_chunks(CHUNK))
-        .zip(args.f32_mut(2)[..n].par_chunks_mut(CHUNK))
-        .zip(args.f32_mut(3)[..n].par_chunks_mut(CHUNK))
-        .for_each(|(((param, grad), m), v)| {
-            for (((w, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-                let g = scale * g;
-                *m = p.beta1 * *m + (1.0 - p.beta1) * g;
-                *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
-                let denominator = v.sqrt() * correction + p.eps;
-                *w -= p.decay * *w + step_size * *m / denominator;
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(0)[..n], CHUNK),
+        chunks(&args.f32(1)[..n], CHUNK),
+        chunks_mut(&mut args.f32_mut(2)[..n], CHUNK),
+        chunks_mut(&mut args.f32_mut(3)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (param, grad, m, v)| {
+        for (((w, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+            let g = scale * g;
+            *m = p.beta1 * *m + (1.0 - p.beta1) * g;
+            *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
+            let denominator = v.sqrt() * correction + p.eps;
+            *w -= p.decay * *w + step_size * *m / denominator;
+        }
+    });
 }
 
 const TYPICAL: Hyper = Hyper {

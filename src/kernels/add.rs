@@ -2,11 +2,11 @@
 //!
 //! Floor: 1 operation and 12 bytes per element.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { n: u32 }
@@ -57,27 +57,29 @@ const CHUNK: usize = 16 * 1024;
 
 fn add_twin(args: &Args) {
     let n = args.params::<Params>().n as usize;
-    let (x, y) = (&args.f32(0)[..n], &args.f32(1)[..n]);
-    args.f32_mut(2)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)))
-        .for_each(|(z, (x, y))| {
-            for (z, (x, y)) in z.iter_mut().zip(x.iter().zip(y)) {
-                *z = x + y;
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+        chunks(&args.f32(1)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (z, x, y)| {
+        for (z, (x, y)) in z.iter_mut().zip(x.iter().zip(y)) {
+            *z = x + y;
+        }
+    });
 }
 
 fn add_in_place_twin(args: &Args) {
     let n = args.params::<Params>().n as usize;
-    args.f32_mut(1)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(args.f32(0)[..n].par_chunks(CHUNK))
-        .for_each(|(y, x)| {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y += x;
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(1)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (y, x)| {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

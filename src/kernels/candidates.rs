@@ -12,11 +12,11 @@
 //! Floor: a scan of the tree per candidate; one invocation per prompt.
 
 use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat};
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Words before the nodes per depth.
 pub const SUMMARY: usize = 4;
@@ -186,54 +186,52 @@ fn twin(args: &Args) {
     let (tree, stats, child_logp) = (args.u32(0), args.f32(1), args.f32(2));
     let trie = Trie::new(args.u32(3), p.tokens_at);
     let (picked, scores) = (args.u32_mut(4), args.f32_mut(5));
-    (
-        tree.par_chunks((1 + nodes) * RECORD),
-        stats.par_chunks(nodes * STATS),
-        picked.par_chunks_mut(picked_words(levels, goal)),
-        scores.par_chunks_mut(goal * (2 + levels)),
-    )
-        .into_par_iter()
-        .take(p.prompts as usize)
-        .enumerate()
-        .for_each(|(b, (tree, stats, picked, scores))| {
-            let (summary, list) = picked.split_at_mut(SUMMARY + levels + 1);
-            let count = tree[header::COUNT] as usize;
-            // Ordered decoders keep no log-probs per node.
-            let kept = if p.ordered != 0 {
-                0
-            } else {
-                b * nodes * p.fanout as usize
-            };
-            let mut selection = Selection {
-                p,
-                tree,
-                stats,
-                child_logp: &child_logp[kept..],
-                trie,
-                picked: list,
-                scores,
-                found: 0,
-            };
-            if p.ordered != 0 {
-                (tree[header::FRONTIER] as usize..count)
-                    .take(goal)
-                    .for_each(|leaf| selection.pick_leaf(leaf));
-            } else {
-                while selection.found < goal && selection.pick_best_leaf(count) {}
-            }
-            let searched = selection.found as u32;
-            if p.ordered == 0 {
-                while selection.found < goal && selection.pick_best_completion(count) {}
-            }
-            summary.fill(0);
-            summary[0] = selection.found as u32;
-            summary[1] = searched;
-            summary[2] = tree[header::COST];
-            summary[3] = tree[header::DEAD_ENDS];
-            for node in 0..count {
-                summary[SUMMARY + selection.node(node, node::DEPTH) as usize] += 1;
-            }
-        });
+    let words = picked_words(levels, goal);
+    let parts = (
+        chunks(tree, (1 + nodes) * RECORD),
+        chunks(stats, nodes * STATS),
+        chunks_mut(&mut picked[..p.prompts as usize * words], words),
+        chunks_mut(scores, goal * (2 + levels)),
+    );
+    each(parts, 1, |b, (tree, stats, picked, scores)| {
+        let (summary, list) = picked.split_at_mut(SUMMARY + levels + 1);
+        let count = tree[header::COUNT] as usize;
+        // Ordered decoders keep no log-probs per node.
+        let kept = if p.ordered != 0 {
+            0
+        } else {
+            b * nodes * p.fanout as usize
+        };
+        let mut selection = Selection {
+            p,
+            tree,
+            stats,
+            child_logp: &child_logp[kept..],
+            trie,
+            picked: list,
+            scores,
+            found: 0,
+        };
+        if p.ordered != 0 {
+            (tree[header::FRONTIER] as usize..count)
+                .take(goal)
+                .for_each(|leaf| selection.pick_leaf(leaf));
+        } else {
+            while selection.found < goal && selection.pick_best_leaf(count) {}
+        }
+        let searched = selection.found as u32;
+        if p.ordered == 0 {
+            while selection.found < goal && selection.pick_best_completion(count) {}
+        }
+        summary.fill(0);
+        summary[0] = selection.found as u32;
+        summary[1] = searched;
+        summary[2] = tree[header::COST];
+        summary[3] = tree[header::DEAD_ENDS];
+        for node in 0..count {
+            summary[SUMMARY + selection.node(node, node::DEPTH) as usize] += 1;
+        }
+    });
 }
 
 /// Small trees made by hand: a chain per leaf would hide the sharing, so prefixes are drawn at random.

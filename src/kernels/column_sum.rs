@@ -2,12 +2,12 @@
 //!
 //! Floor: 1 operation and 4 bytes per element of x.
 
+use crate::device::threads::{chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { rows: u32, columns: u32, accumulate: u32 }
@@ -51,19 +51,17 @@ fn twin(args: &Args) {
     let p: Params = args.params();
     let (rows, columns) = (p.rows as usize, p.columns as usize);
     let x = &args.f32(0)[..rows * columns];
-    args.f32_mut(1)[..columns]
-        .par_chunks_mut(CHUNK)
-        .enumerate()
-        .for_each(|(chunk, out)| {
-            let mut sums = [0.0; CHUNK];
-            let sums = &mut sums[..out.len()];
-            for row in x.chunks_exact(columns) {
-                axpy(sums, 1.0, &row[chunk * CHUNK..][..out.len()]);
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = if p.accumulate != 0 { *out + *sum } else { *sum };
-            }
-        });
+    let out = &mut args.f32_mut(1)[..columns];
+    each(chunks_mut(out, CHUNK), 1, |chunk, out| {
+        let mut sums = [0.0; CHUNK];
+        let sums = &mut sums[..out.len()];
+        for row in x.chunks_exact(columns) {
+            axpy(sums, 1.0, &row[chunk * CHUNK..][..out.len()]);
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if p.accumulate != 0 { *out + *sum } else { *sum };
+        }
+    });
 }
 
 const SHAPES: [(usize, usize); 7] = [

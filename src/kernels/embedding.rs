@@ -4,13 +4,13 @@
 //! The rows are sorted by token first ([`super::token_order`]), so that each row of the table has one owner: no atomics,
 //! one order of addition. Floor: 8 bytes per element, 1 operation backward.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::math::axpy;
 use crate::kernels::token_order;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Words of a row record; the token is the first.
 const RECORD: usize = crate::forest::Row::WORDS;
@@ -88,14 +88,16 @@ fn forward_twin(args: &Args) {
     let p: Params = args.params();
     let (tokens, width) = (p.tokens as usize, p.width as usize);
     let table = args.f32(0);
-    args.f32_mut(2)[..tokens * width]
-        .par_chunks_mut(width)
-        .zip(args.u32(1).par_chunks(RECORD))
-        .with_min_len((16 * 1024usize).div_ceil(width))
-        .for_each(|(out, row)| out.copy_from_slice(&table[row[0] as usize * width..][..width]));
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..tokens * width], width),
+        chunks(args.u32(1), RECORD),
+    );
+    each(parts, (16 * 1024usize).div_ceil(width), |_, (out, row)| {
+        out.copy_from_slice(&table[row[0] as usize * width..][..width]);
+    });
 }
 
-/// Serial: the rows it writes are not known to be apart, and the loop is bound by memory.
+/// Tokens come sorted, so that the rows of the table can be parted between threads.
 fn backward_twin(args: &Args) {
     let p: Params = args.params();
     let (tokens, width) = (p.tokens as usize, p.width as usize);

@@ -15,11 +15,12 @@
 use super::log_softmax::{row_max, row_sums};
 use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
+use crate::device::threads::{chunks, chunks_mut, each, rising};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
+use std::cell::RefCell;
 
 params! {
     /// `keep`: row of `child_logp` is the entry's node, else the entry's row. `valued`: rows of `value` (0: V = 0).
@@ -82,76 +83,59 @@ fn finite(x: f32) -> f32 {
     if x.is_finite() { x } else { MASKED }
 }
 
-/// What the twin writes for one row.
-struct Row<'a> {
-    number: usize,
-    child_logp: &'a mut [f32],
-    stats: &'a mut [f32],
-    top_edge: &'a mut [u32],
-    top_logp: &'a mut [f32],
-}
-
-/// Takes record `index` (of `width` elements) off `rest`, which starts at record `*from`.
-fn take<'a>(
-    rest: &mut &'a mut [f32],
-    from: &mut usize,
-    index: usize,
-    width: usize,
-) -> &'a mut [f32] {
-    let (record, tail) = std::mem::take(rest)[(index - *from) * width..].split_at_mut(width);
-    (*rest, *from) = (tail, index + 1);
-    record
+thread_local! {
+    /// Room to order a node's children in.
+    static ORDER: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 fn twin(args: &Args) {
     let p: Params = args.params();
-    let (vocab, top) = (p.vocab as usize, p.top as usize);
-    let (logits, value, entry) = (args.f32(0), args.f32(1), args.u32(2));
+    let (rows, vocab, top) = (p.rows as usize, p.vocab as usize, p.top as usize);
+    let (logits, value) = (args.f32(0), args.f32(1));
+    let entry = &args.u32(2)[..2 * rows];
     let trie = Trie::new(args.u32(3), p.tokens_at);
-    let (mut child_logp, mut stats) = (args.f32_mut(4), args.f32_mut(5));
-    let (mut top_edge, mut top_logp) = (args.u32_mut(6), args.f32_mut(7));
-    let (mut next_logp, mut next_stats) = (0, 0);
-    let mut rows = Vec::with_capacity(p.rows as usize);
-    for number in 0..p.rows as usize {
-        let (edges, logps);
-        (edges, top_edge) = top_edge.split_at_mut(top);
-        (logps, top_logp) = top_logp.split_at_mut(top);
-        let place = entry[2 * number];
-        if place == NONE {
-            edges.fill(NONE);
-            logps.fill(MASKED);
-            continue;
-        }
-        let line = if p.keep != 0 { place as usize } else { number };
-        rows.push(Row {
-            number,
-            child_logp: take(&mut child_logp, &mut next_logp, line, p.fanout as usize),
-            stats: take(&mut stats, &mut next_stats, place as usize, STATS),
-            top_edge: edges,
-            top_logp: logps,
-        });
-    }
+    let place = |row: usize| (entry[2 * row] != NONE).then_some(entry[2 * row] as usize);
+    let line = |row: usize| place(row).map(|place| if p.keep != 0 { place } else { row });
+    // SAFETY: the entries do not change meanwhile.
+    let (child_logp, stats) = unsafe {
+        (
+            rising(args.f32_mut(4), p.fanout as usize, rows, line),
+            rising(args.f32_mut(5), STATS, rows, place),
+        )
+    };
+    let parts = (
+        chunks(entry, 2),
+        child_logp.expect("nodes of entries rise"),
+        stats.expect("nodes of entries rise"),
+        chunks_mut(&mut args.u32_mut(6)[..rows * top], top),
+        chunks_mut(&mut args.f32_mut(7)[..rows * top], top),
+    );
     let per_task = (16_384 / vocab.max(1)).max(1);
-    rows.par_iter_mut()
-        .with_min_len(per_task)
-        .for_each_init(Vec::new, |order, row| {
-            let edges = trie.edges(entry[2 * row.number + 1]);
+    each(
+        parts,
+        per_task,
+        |row, (entry, child_logp, stats, top_edge, top_logp)| {
+            top_edge.fill(NONE);
+            top_logp.fill(MASKED);
+            if entry[0] == NONE {
+                return;
+            }
+            let edges = trie.edges(entry[1]);
             let v = if p.valued > 0 {
-                finite(value[row.number])
+                finite(value[row])
             } else {
                 0.0
             };
             let mut h = 0.0;
-            let children = edges.len();
-            if children > 0 {
-                let x = &logits[row.number * vocab..][..vocab];
-                let legal = &mut row.child_logp[..children];
+            if !edges.is_empty() {
+                let x = &logits[row * vocab..][..vocab];
+                let legal = &mut child_logp[..edges.len()];
                 for (y, edge) in legal.iter_mut().zip(edges.clone()) {
                     *y = finite(x[trie.token(edge) as usize]);
                 }
                 let high = row_max(legal);
                 let (sum, weighted) = row_sums(legal, high);
-                if children > 1 {
+                if legal.len() > 1 {
                     h = finite(sum.ln() - weighted / sum);
                 }
                 let normaliser = if p.renormalise != 0 {
@@ -160,32 +144,41 @@ fn twin(args: &Args) {
                     let high = row_max(x);
                     high + row_sums(x, high).0.ln()
                 };
-                order.clear();
-                order.extend(0..children as u32);
-                let before = |&a: &u32, &b: &u32| {
-                    legal[b as usize]
-                        .total_cmp(&(legal[a as usize] + 0.0))
-                        .then(a.cmp(&b))
-                };
-                if top < children && top > 0 {
-                    order.select_nth_unstable_by(top - 1, before);
-                }
-                order.truncate(top);
-                order.sort_unstable_by(before);
-                for (i, &c) in order.iter().enumerate() {
-                    row.top_edge[i] = edges.start + c;
-                    row.top_logp[i] = finite(legal[c as usize] - normaliser);
+                if top > 0 {
+                    ORDER.with_borrow_mut(|order| {
+                        best(legal, top, order);
+                        for (i, &c) in order.iter().enumerate() {
+                            top_edge[i] = edges.start + c;
+                            top_logp[i] = finite(legal[c as usize] - normaliser);
+                        }
+                    });
                 }
                 for y in legal {
                     *y = finite(*y - normaliser);
                 }
             }
-            row.top_edge[children.min(top)..].fill(NONE);
-            row.top_logp[children.min(top)..].fill(MASKED);
-            row.stats[stat::VALUE] = v;
-            row.stats[stat::ENTROPY] = h;
-            row.stats[stat::SCORE] = v + p.lambda * h;
-        });
+            stats[stat::VALUE] = v;
+            stats[stat::ENTROPY] = h;
+            stats[stat::SCORE] = v + p.lambda * h;
+        },
+    );
+}
+
+/// Makes `order` the numbers of the `top` largest, the largest first; of equals the first.
+fn best(x: &[f32], top: usize, order: &mut Vec<u32>) {
+    order.clear();
+    order.extend(0..x.len() as u32);
+    let before = |&a: &u32, &b: &u32| {
+        // Adding 0 makes -0 equal to 0.
+        (x[b as usize] + 0.0)
+            .total_cmp(&(x[a as usize] + 0.0))
+            .then(a.cmp(&b))
+    };
+    if top < order.len() {
+        order.select_nth_unstable_by(top - 1, before);
+        order.truncate(top);
+    }
+    order.sort_unstable_by(before);
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

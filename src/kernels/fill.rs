@@ -2,11 +2,11 @@
 //!
 //! Floor: 0 operations, 4 bytes written per element.
 
+use crate::device::threads::{chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     /// `value` holds the bits of the word to store.
@@ -44,9 +44,8 @@ pub fn fill_f32(stream: &mut Stream, y: Slice, value: f32) {
 fn twin(args: &Args) {
     const CHUNK: usize = 65_536;
     let p: Params = args.params();
-    args.u32_mut(0)[..p.n as usize]
-        .par_chunks_mut(CHUNK)
-        .for_each(|chunk| chunk.fill(p.value));
+    let y = &mut args.u32_mut(0)[..p.n as usize];
+    each(chunks_mut(y, CHUNK), 1, |_, chunk| chunk.fill(p.value));
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

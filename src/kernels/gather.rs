@@ -3,11 +3,11 @@
 //!
 //! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
+use crate::device::threads::{chunks, chunks_mut, each, rising};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     /// `rows` indexed rows of `width` elements.
@@ -68,22 +68,31 @@ fn gather_twin(args: &Args) {
     let p: Params = args.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
     let (src, index) = (args.f32(0), args.u32(1));
-    args.f32_mut(2)[..rows * width]
-        .par_chunks_mut(width)
-        .zip(&index[..rows])
-        .with_min_len((16 * 1024usize).div_ceil(width))
-        .for_each(|(dst, &row)| dst.copy_from_slice(&src[row as usize * width..][..width]));
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..rows * width], width),
+        chunks(&index[..rows], 1),
+    );
+    each(parts, (16 * 1024usize).div_ceil(width), |_, (dst, row)| {
+        dst.copy_from_slice(&src[row[0] as usize * width..][..width]);
+    });
 }
 
-/// Serial: the rows it writes are not known to be apart, and the loop is bound by memory.
+/// On one thread unless the indices rise, as those of scored rows do: else rows are not known to be apart.
 fn scatter_add_twin(args: &Args) {
     let p: Params = args.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
-    let (src, index, dst) = (args.f32(0), args.u32(1), args.f32_mut(2));
-    for (src, &row) in src[..rows * width].chunks_exact(width).zip(index) {
-        for (y, x) in dst[row as usize * width..][..width].iter_mut().zip(src) {
-            *y += x;
-        }
+    let (src, index, dst) = (&args.f32(0)[..rows * width], args.u32(1), args.f32_mut(2));
+    let add = |dst: &mut [f32], src: &[f32]| dst.iter_mut().zip(src).for_each(|(y, x)| *y += x);
+    // SAFETY: the indices do not change meanwhile.
+    if let Some(dst) = unsafe { rising(dst, width, rows, |i| Some(index[i] as usize)) } {
+        let per_task = (16 * 1024usize).div_ceil(width);
+        each((dst, chunks(src, width)), per_task, |_, (dst, src)| {
+            add(dst, src)
+        });
+        return;
+    }
+    for (src, &row) in src.chunks_exact(width).zip(index) {
+        add(&mut dst[row as usize * width..][..width], src);
     }
 }
 

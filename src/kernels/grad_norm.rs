@@ -10,12 +10,12 @@
 //!
 //! Floor: 2n operations, 4n bytes.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Elements behind one partial sum.
 pub const CHUNK: usize = 8192;
@@ -101,11 +101,11 @@ pub fn finish(
 fn partial_twin(args: &Args) {
     let p: PartialParams = args.params();
     let first = p.first as usize;
-    args.f32(0)[..p.n as usize]
-        .par_chunks(CHUNK)
-        .zip(&mut args.f32_mut(1)[first..])
-        .with_min_len(4)
-        .for_each(|(g, sum)| *sum = math::dot(g, g));
+    let parts = (
+        chunks(&args.f32(0)[..p.n as usize], CHUNK),
+        chunks_mut(&mut args.f32_mut(1)[first..], 1),
+    );
+    each(parts, 4, |_, (g, sum)| sum[0] = math::dot(g, g));
 }
 
 fn finish_twin(args: &Args) {

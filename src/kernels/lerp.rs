@@ -2,11 +2,11 @@
 //!
 //! Floor: 3 operations and 12 bytes per element.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { n: u32, share: f32 }
@@ -36,14 +36,15 @@ const CHUNK: usize = 16 * 1024;
 fn twin(args: &Args) {
     let p: Params = args.params();
     let n = p.n as usize;
-    args.f32_mut(1)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(args.f32(0)[..n].par_chunks(CHUNK))
-        .for_each(|(y, x)| {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y += p.share * (x - *y);
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(1)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (y, x)| {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += p.share * (x - *y);
+        }
+    });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

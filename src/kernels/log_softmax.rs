@@ -14,12 +14,12 @@
 //! backward 3 NV operations, 8 NV bytes. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
 //! lanes that a small vocabulary does not drown in barriers on software adapters.
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::{MASKED, exp};
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { rows: u32, vocab: u32 }
@@ -157,19 +157,18 @@ fn forward_twin(args: &Args) {
     let (rows, vocab) = (p.rows as usize, p.vocab as usize);
     let (logits, starts, targets) = (args.f32(0), args.u32(1), args.u32(2));
     let (lse, entropy, logp) = (args.f32_mut(3), args.f32_mut(4), args.f32_mut(5));
-    let per_task = rows_per_task(vocab);
-    logits[..rows * vocab]
-        .par_chunks(per_task * vocab)
-        .zip(lse[..rows].par_chunks_mut(per_task))
-        .zip(entropy[..rows].par_chunks_mut(per_task))
-        .for_each(|((x, lse), entropy)| {
-            for ((x, lse), entropy) in x.chunks_exact(vocab).zip(lse).zip(entropy) {
-                let max = row_max(x);
-                let (sum, weighted) = row_sums(x, max);
-                *lse = max + sum.ln();
-                *entropy = sum.ln() - weighted / sum;
-            }
-        });
+    let parts = (
+        chunks(&logits[..rows * vocab], vocab),
+        chunks_mut(&mut lse[..rows], 1),
+        chunks_mut(entropy, 1),
+    );
+    each(parts, rows_per_task(vocab), |_, (x, lse, entropy)| {
+        let max = row_max(x);
+        let (sum, weighted) = row_sums(x, max);
+        let log = sum.ln();
+        lse[0] = max + log;
+        entropy[0] = log - weighted / sum;
+    });
     for row in 0..rows {
         for k in starts[row] as usize..starts[row + 1] as usize {
             let token = targets[k] as usize;
@@ -188,32 +187,27 @@ fn backward_twin(args: &Args) {
     let logits = &mut args.f32_mut(0)[..rows * vocab];
     let (lse, starts, targets, g) = (args.f32(1), args.u32(2), args.u32(3), args.f32(4));
     let per_task = rows_per_task(vocab);
-    logits
-        .par_chunks_mut(per_task * vocab)
-        .enumerate()
-        .for_each(|(task, block)| {
-            for (i, x) in block.chunks_exact_mut(vocab).enumerate() {
-                let row = task * per_task + i;
-                let range = starts[row] as usize..starts[row + 1] as usize;
-                let chosen = || {
-                    targets[range.clone()]
-                        .iter()
-                        .zip(&g[range.clone()])
-                        .filter(|(token, _)| (**token as usize) < vocab)
-                };
-                let total: f32 = chosen().map(|(_, g)| g).sum();
-                if total == 0.0 {
-                    x.fill(0.0);
-                } else {
-                    for v in x.iter_mut() {
-                        *v = -total * exp(*v - lse[row]);
-                    }
-                }
-                for (&token, g) in chosen() {
-                    x[token as usize] += g;
-                }
+    each(chunks_mut(logits, vocab), per_task, |row, x| {
+        let range = starts[row] as usize..starts[row + 1] as usize;
+        let chosen = || {
+            targets[range.clone()]
+                .iter()
+                .zip(&g[range.clone()])
+                .filter(|(token, _)| (**token as usize) < vocab)
+        };
+        let total: f32 = chosen().map(|(_, g)| g).sum();
+        if total == 0.0 {
+            x.fill(0.0);
+        } else {
+            let lse = lse[row];
+            for v in x.iter_mut() {
+                *v = -total * exp(*v - lse);
             }
-        });
+        }
+        for (&token, g) in chosen() {
+            x[token as usize] += g;
+        }
+    });
 }
 
 /// A ragged target list: `rows + 1` starts and the tokens; rows without targets, with several, with duplicates.

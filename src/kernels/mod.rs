@@ -14,6 +14,7 @@ pub mod fill;
 pub mod gather;
 pub mod grad_norm;
 pub mod harness;
+mod lanes;
 pub mod lerp;
 pub mod log_softmax;
 pub mod math;

@@ -9,10 +9,10 @@
 
 use super::harness::Harness;
 use super::math::{dot, fold};
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 /// Which parts of a buffer are vectors: head `h < per_row` of row `t < rows` starts at
 /// `t * stride + offset + h * dim`.
@@ -281,22 +281,23 @@ fn forward_twin(args: &Args) {
     let p: ForwardParams = args.params();
     let (x, w) = (args.f32(0), &args.f32(1)[..p.dim as usize]);
     let heads = p.heads();
-    let rows = heads.rows_per_task();
-    args.f32_mut(2)[..heads.span()]
-        .par_chunks_mut(rows * heads.stride)
-        .zip(args.f32_mut(3)[..heads.vectors()].par_chunks_mut(rows * heads.per_row))
-        .zip(x[..heads.span()].par_chunks(rows * heads.stride))
-        .for_each(|((y, rstd), x)| {
-            for (v, rstd) in rstd.iter_mut().enumerate() {
-                let range = vector(&heads, v);
-                let x = &x[range.clone()];
-                let r = 1.0 / (dot(x, x) / heads.dim as f32 + p.eps).sqrt();
-                for ((y, x), w) in y[range].iter_mut().zip(x).zip(w) {
-                    *y = x * r * w;
-                }
-                *rstd = r;
+    let (span, stride) = (heads.span(), heads.stride);
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..span], stride),
+        chunks_mut(&mut args.f32_mut(3)[..heads.vectors()], heads.per_row),
+        chunks(&x[..span], stride),
+    );
+    each(parts, heads.rows_per_task(), |_, (y, rstd, x)| {
+        for (v, rstd) in rstd.iter_mut().enumerate() {
+            let range = vector(&heads, v);
+            let x = &x[range.clone()];
+            let r = 1.0 / (dot(x, x) / heads.dim as f32 + p.eps).sqrt();
+            for ((y, x), w) in y[range].iter_mut().zip(x).zip(w) {
+                *y = x * r * w;
             }
-        });
+            *rstd = r;
+        }
+    });
 }
 
 /// Where vector `v` lies, counted from the row of vector 0.
@@ -331,52 +332,52 @@ fn backward_twin(args: &Args) {
     let p: BackwardParams = args.params();
     let heads = p.heads();
     let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
-    let rows = heads.rows_per_task();
-    let (span, row) = (heads.span(), rows * heads.stride);
-    args.f32_mut(4)[..span]
-        .par_chunks_mut(row)
-        .zip(args.f32(0)[..span].par_chunks(row))
-        .zip(args.f32(3)[..span].par_chunks(row))
-        .zip(rstd[..heads.vectors()].par_chunks(rows * heads.per_row))
-        .for_each(|(((dx, x), dy), rstd)| {
-            for (v, &r) in rstd.iter().enumerate() {
-                let range = vector(&heads, v);
-                let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
-                let pull = r * r * dot3(dy, w, x) / heads.dim as f32;
-                let terms = x.iter().zip(dy).zip(w);
-                let gradient = terms.map(|((x, dy), w)| r * (w * dy - x * pull));
-                if p.accumulate != 0 {
-                    dx[range]
-                        .iter_mut()
-                        .zip(gradient)
-                        .for_each(|(d, g)| *d += g);
-                } else {
-                    dx[range].iter_mut().zip(gradient).for_each(|(d, g)| *d = g);
-                }
+    let (span, stride) = (heads.span(), heads.stride);
+    let parts = (
+        chunks_mut(&mut args.f32_mut(4)[..span], stride),
+        chunks(&args.f32(0)[..span], stride),
+        chunks(&args.f32(3)[..span], stride),
+        chunks(&rstd[..heads.vectors()], heads.per_row),
+    );
+    each(parts, heads.rows_per_task(), |_, (dx, x, dy, rstd)| {
+        for (v, &r) in rstd.iter().enumerate() {
+            let range = vector(&heads, v);
+            let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
+            let pull = r * r * dot3(dy, w, x) / heads.dim as f32;
+            let terms = x.iter().zip(dy).zip(w);
+            let gradient = terms.map(|((x, dy), w)| r * (w * dy - x * pull));
+            if p.accumulate != 0 {
+                dx[range]
+                    .iter_mut()
+                    .zip(gradient)
+                    .for_each(|(d, g)| *d += g);
+            } else {
+                dx[range].iter_mut().zip(gradient).for_each(|(d, g)| *d = g);
             }
-        });
+        }
+    });
 }
 
 fn backward_in_place_twin(args: &Args) {
     let p: InPlaceParams = args.params();
     let heads = p.heads();
     let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
-    let rows = heads.rows_per_task();
-    let (span, row) = (heads.span(), rows * heads.stride);
-    args.f32_mut(3)[..span]
-        .par_chunks_mut(row)
-        .zip(args.f32(0)[..span].par_chunks(row))
-        .zip(rstd[..heads.vectors()].par_chunks(rows * heads.per_row))
-        .for_each(|((g, x), rstd)| {
-            for (v, &r) in rstd.iter().enumerate() {
-                let range = vector(&heads, v);
-                let (x, g) = (&x[range.clone()], &mut g[range]);
-                let pull = r * r * dot3(g, w, x) / heads.dim as f32;
-                for ((g, x), w) in g.iter_mut().zip(x).zip(w) {
-                    *g = r * (w * *g - x * pull);
-                }
+    let (span, stride) = (heads.span(), heads.stride);
+    let parts = (
+        chunks_mut(&mut args.f32_mut(3)[..span], stride),
+        chunks(&args.f32(0)[..span], stride),
+        chunks(&rstd[..heads.vectors()], heads.per_row),
+    );
+    each(parts, heads.rows_per_task(), |_, (g, x, rstd)| {
+        for (v, &r) in rstd.iter().enumerate() {
+            let range = vector(&heads, v);
+            let (x, g) = (&x[range.clone()], &mut g[range]);
+            let pull = r * r * dot3(g, w, x) / heads.dim as f32;
+            for ((g, x), w) in g.iter_mut().zip(x).zip(w) {
+                *g = r * (w * *g - x * pull);
             }
-        });
+        }
+    });
 }
 
 fn weight_partial_twin(args: &Args) {
@@ -384,22 +385,20 @@ fn weight_partial_twin(args: &Args) {
     let heads = p.heads();
     let (x, rstd, dy) = (args.f32(0), args.f32(1), args.f32(2));
     let chunk = p.chunk as usize;
-    args.f32_mut(3)
-        .par_chunks_mut(heads.dim)
-        .take(heads.vectors().div_ceil(chunk))
-        .enumerate()
-        .with_min_len((16_384 / (chunk * heads.dim)).max(1))
-        .for_each(|(c, partial)| {
-            partial.fill(0.0);
-            let vectors = c * chunk..((c + 1) * chunk).min(heads.vectors());
-            for (v, rstd) in vectors.clone().zip(&rstd[vectors]) {
-                let range = vector(&heads, v);
-                let terms = x[range.clone()].iter().zip(&dy[range]);
-                for (sum, (x, dy)) in partial.iter_mut().zip(terms) {
-                    *sum = (dy * rstd).mul_add(*x, *sum);
-                }
+    let count = heads.vectors().div_ceil(chunk);
+    let partials = chunks_mut(&mut args.f32_mut(3)[..count * heads.dim], heads.dim);
+    let per_task = (16_384 / (chunk * heads.dim)).max(1);
+    each(partials, per_task, |c, partial| {
+        partial.fill(0.0);
+        let vectors = c * chunk..((c + 1) * chunk).min(heads.vectors());
+        for (v, rstd) in vectors.clone().zip(&rstd[vectors]) {
+            let range = vector(&heads, v);
+            let terms = x[range.clone()].iter().zip(&dy[range]);
+            for (sum, (x, dy)) in partial.iter_mut().zip(terms) {
+                *sum = (dy * rstd).mul_add(*x, *sum);
             }
-        });
+        }
+    });
 }
 
 fn weight_sum_twin(args: &Args) {

@@ -9,10 +9,10 @@
 
 use super::harness::Harness;
 use super::rows::{Dims, NONE, Row, records};
+use crate::device::threads::{chunks, chunks_mut, each, rising};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
@@ -116,19 +116,29 @@ pub fn backward(
         .size("tokens", dims.tokens);
 }
 
+/// Pairs whose sines and cosines are parted at a time.
+const PAIRS: usize = 32;
+
 /// `to` = the heads of `from`, each turned by the angles in `table` (those of one position), or back if `sign` is -1.
 fn turn(from: &[f32], to: &mut [f32], table: &[f32], head_dim: usize, sign: f32) {
     let half = head_dim / 2;
-    for (from, to) in from
-        .chunks_exact(head_dim)
-        .zip(to.chunks_exact_mut(head_dim))
-    {
-        let (a, b) = from.split_at(half);
-        let (x, y) = to.split_at_mut(half);
-        for i in 0..half {
-            let (c, s) = (table[2 * i], sign * table[2 * i + 1]);
-            x[i] = a[i] * c - b[i] * s;
-            y[i] = b[i] * c + a[i] * s;
+    for (block, angles) in table[..head_dim].chunks(2 * PAIRS).enumerate() {
+        // Parted once for all heads: what is left to do is then the same in every lane.
+        let (mut cos, mut sin) = ([0.0; PAIRS], [0.0; PAIRS]);
+        for ((c, s), angle) in cos.iter_mut().zip(&mut sin).zip(angles.chunks_exact(2)) {
+            (*c, *s) = (angle[0], sign * angle[1]);
+        }
+        let (first, count) = (block * PAIRS, angles.len() / 2);
+        let (cos, sin) = (&cos[..count], &sin[..count]);
+        let heads = from.chunks_exact(head_dim);
+        for (from, to) in heads.zip(to.chunks_exact_mut(head_dim)) {
+            let (a, b) = (&from[first..][..count], &from[half + first..][..count]);
+            let (x, y) = to.split_at_mut(half);
+            let (x, y) = (&mut x[first..][..count], &mut y[first..][..count]);
+            for i in 0..count {
+                x[i] = a[i] * cos[i] - b[i] * sin[i];
+                y[i] = b[i] * cos[i] + a[i] * sin[i];
+            }
         }
     }
 }
@@ -138,72 +148,55 @@ fn rows_per_task(dims: &Dims) -> usize {
     (16_384 / dims.qkv_width()).max(1)
 }
 
-/// What writes the cache: the rows' projections and the table.
-struct KeyValues<'a> {
-    dims: Dims,
-    rows: &'a [Row],
-    table: &'a [f32],
-    qk: &'a [f32],
-    qkv: &'a [f32],
-    /// Whether the slots ascend with the rows, so that rows can be parted between threads together with the cache.
-    ascending: bool,
-}
-
-impl KeyValues<'_> {
-    /// Files rows `from .. to`; `kv` starts at slot `first`.
-    fn file(&self, from: usize, to: usize, first: usize, kv: &mut [f32]) {
-        let width = self.dims.kv_width();
-        let middle = (from + to) / 2;
-        let cut = self.rows[middle..to].iter().find(|r| r.slot != NONE);
-        if self.ascending
-            && to - from > rows_per_task(&self.dims)
-            && let Some(cut) = cut
-        {
-            let cut = cut.slot as usize;
-            let (left, right) = kv.split_at_mut((cut - first) * width);
-            rayon::join(
-                || self.file(from, middle, first, left),
-                || self.file(middle, to, cut, right),
-            );
-            return;
-        }
-        let (hd, keys) = (self.dims.head_dim, width / 2);
-        for (t, row) in (from..to).zip(&self.rows[from..to]) {
-            if row.slot == NONE {
-                continue;
-            }
-            let angles = &self.table[row.position as usize * hd..][..hd];
-            let at = t * self.dims.qkv_width() + self.dims.q_width();
-            let to = &mut kv[(row.slot as usize - first) * width..][..width];
-            turn(&self.qk[at..][..keys], &mut to[..keys], angles, hd, 1.0);
-            to[keys..].copy_from_slice(&self.qkv[at + keys..][..keys]);
-        }
-    }
-}
-
 fn forward_twin(args: &Args) {
     let dims = args.params::<Params>().dims();
     let rows = records(args.u32(0), dims.tokens);
-    let (table, qk, hd) = (args.f32(1), args.f32(2), dims.head_dim);
-    args.f32_mut(4)[..dims.tokens * dims.q_width()]
-        .par_chunks_exact_mut(dims.q_width())
-        .zip(qk.par_chunks_exact(dims.qkv_width()))
-        .zip(rows)
-        .with_min_len(rows_per_task(&dims))
-        .for_each(|((q, qk), row)| {
-            let angles = &table[row.position as usize * hd..][..hd];
-            turn(&qk[..dims.q_width()], q, angles, hd, 1.0);
-        });
-    let filled = || rows.iter().map(|r| r.slot).filter(|&slot| slot != NONE);
-    let work = KeyValues {
-        dims,
-        rows,
-        table,
-        qk,
-        qkv: args.f32(3),
-        ascending: filled().zip(filled().skip(1)).all(|(a, b)| a < b),
+    let (table, hd) = (args.f32(1), dims.head_dim);
+    let (q_width, keys) = (dims.q_width(), dims.kv_width() / 2);
+    let inputs = || {
+        (
+            chunks(rows, 1),
+            chunks(args.f32(2), dims.qkv_width()),
+            chunks(args.f32(3), dims.qkv_width()),
+        )
     };
-    work.file(0, dims.tokens, 0, args.f32_mut(5));
+    let rotate = |q: &mut [f32], row: &Row, qk: &[f32]| {
+        let angles = &table[row.position as usize * hd..][..hd];
+        turn(&qk[..q_width], q, angles, hd, 1.0);
+    };
+    let file = |kv: &mut [f32], row: &Row, qk: &[f32], qkv: &[f32]| {
+        let angles = &table[row.position as usize * hd..][..hd];
+        turn(&qk[q_width..][..keys], &mut kv[..keys], angles, hd, 1.0);
+        kv[keys..].copy_from_slice(&qkv[q_width + keys..]);
+    };
+    let q = &mut args.f32_mut(4)[..dims.tokens * q_width];
+    let kv = args.f32_mut(5);
+    let slot = |t: usize| (rows[t].slot != NONE).then_some(rows[t].slot as usize);
+    // SAFETY: the rows do not change meanwhile.
+    if let Some(slots) = unsafe { rising(kv, 2 * keys, dims.tokens, slot) } {
+        let parts = (chunks_mut(q, q_width), slots, inputs());
+        each(parts, rows_per_task(&dims), |_, (q, kv, (row, qk, qkv))| {
+            rotate(q, &row[0], qk);
+            if !kv.is_empty() {
+                file(kv, &row[0], qk, qkv);
+            }
+        });
+        return;
+    }
+    each(
+        (chunks_mut(q, q_width), inputs()),
+        1,
+        |_, (q, (row, qk, _))| rotate(q, &row[0], qk),
+    );
+    let projected = args
+        .f32(2)
+        .chunks(dims.qkv_width())
+        .zip(args.f32(3).chunks(dims.qkv_width()));
+    for (t, (qk, qkv)) in projected.take(dims.tokens).enumerate() {
+        if let Some(slot) = slot(t) {
+            file(&mut kv[slot * 2 * keys..][..2 * keys], &rows[t], qk, qkv);
+        }
+    }
 }
 
 fn backward_twin(args: &Args) {
@@ -211,18 +204,19 @@ fn backward_twin(args: &Args) {
     let rows = records(args.u32(0), dims.tokens);
     let (table, hd) = (args.f32(1), dims.head_dim);
     let (q_width, keys) = (dims.q_width(), dims.kv_width() / 2);
-    args.f32_mut(4)[..dims.tokens * dims.qkv_width()]
-        .par_chunks_exact_mut(dims.qkv_width())
-        .zip(args.f32(2).par_chunks_exact(q_width))
-        .zip(args.f32(3).par_chunks_exact(2 * keys))
-        .zip(rows)
-        .with_min_len(rows_per_task(&dims))
-        .for_each(|(((out, dq), dkv), row)| {
-            let angles = &table[row.position as usize * hd..][..hd];
-            turn(dq, &mut out[..q_width], angles, hd, -1.0);
-            turn(&dkv[..keys], &mut out[q_width..][..keys], angles, hd, -1.0);
-            out[q_width + keys..].copy_from_slice(&dkv[keys..]);
-        });
+    let dqkv = &mut args.f32_mut(4)[..dims.tokens * dims.qkv_width()];
+    let parts = (
+        chunks_mut(dqkv, dims.qkv_width()),
+        chunks(args.f32(2), q_width),
+        chunks(args.f32(3), 2 * keys),
+        chunks(rows, 1),
+    );
+    each(parts, rows_per_task(&dims), |_, (out, dq, dkv, row)| {
+        let angles = &table[row[0].position as usize * hd..][..hd];
+        turn(dq, &mut out[..q_width], angles, hd, -1.0);
+        turn(&dkv[..keys], &mut out[q_width..][..keys], angles, hd, -1.0);
+        out[q_width + keys..].copy_from_slice(&dkv[keys..]);
+    });
 }
 
 /// Shapes with the slots of their rows: in order, with gaps, shuffled, absent.

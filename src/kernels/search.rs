@@ -170,33 +170,33 @@ pub(super) struct Shape {
 
 /// Runs `grow` for every prompt, on all threads. The bindings of [`SearchSlices`] begin at `first`.
 pub(super) fn each_prompt(shape: Shape, args: &Args, first: usize, grow: impl Fn(Prompt) + Sync) {
-    use rayon::prelude::*;
+    use crate::device::threads::{chunks_mut, each};
     let (prompts, nodes) = (shape.prompts as usize, shape.nodes as usize);
     let (slot_base, width) = (shape.slot_base as usize, shape.width as usize);
     let (tree, stats) = (args.u32_mut(first), args.f32_mut(first + 1));
     let [rows, parent, entry] = [2, 3, 4].map(|i| args.u32_mut(first + i));
-    (
-        tree.par_chunks_mut((1 + nodes) * RECORD),
-        stats.par_chunks_mut(nodes * STATS),
-        rows.par_chunks_mut(width * Row::WORDS),
-        parent[slot_base..].par_chunks_mut(nodes),
-        entry.par_chunks_mut(width * 2),
-    )
-        .into_par_iter()
-        .take(prompts)
-        .enumerate()
-        .for_each(|(index, (tree, stats, rows, parent, entry))| {
-            grow(Prompt {
-                index,
-                nodes,
-                slot_base: shape.slot_base,
-                tree,
-                stats,
-                parent,
-                rows,
-                entry,
-            });
+    let parts = (
+        chunks_mut(
+            &mut tree[..prompts * (1 + nodes) * RECORD],
+            (1 + nodes) * RECORD,
+        ),
+        chunks_mut(stats, nodes * STATS),
+        chunks_mut(rows, width * Row::WORDS),
+        chunks_mut(&mut parent[slot_base..], nodes),
+        chunks_mut(entry, width * 2),
+    );
+    each(parts, 1, |index, (tree, stats, rows, parent, entry)| {
+        grow(Prompt {
+            index,
+            nodes,
+            slot_base: shape.slot_base,
+            tree,
+            stats,
+            parent,
+            rows,
+            entry,
         });
+    });
 }
 
 /// What the kernels that grow a search write, in the order they bind it.

@@ -3,12 +3,12 @@
 //!
 //! Floor: one exponential and 8 bytes per element (12 backward).
 
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { n: u32 }
@@ -66,27 +66,29 @@ const CHUNK: usize = 4 * 1024;
 
 fn forward_twin(args: &Args) {
     let n = args.params::<Params>().n as usize;
-    args.f32_mut(1)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(args.f32(0)[..n].par_chunks(CHUNK))
-        .for_each(|(y, x)| {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = x * sigmoid(x);
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(1)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (y, x)| {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * sigmoid(x);
+        }
+    });
 }
 
 fn backward_twin(args: &Args) {
     let n = args.params::<Params>().n as usize;
-    let (x, dy) = (&args.f32(0)[..n], &args.f32(1)[..n]);
-    args.f32_mut(2)[..n]
-        .par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
-        .for_each(|(dx, (x, dy))| {
-            for (dx, (&x, &dy)) in dx.iter_mut().zip(x.iter().zip(dy)) {
-                *dx = dy * slope(x, sigmoid(x));
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+        chunks(&args.f32(1)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (dx, x, dy)| {
+        for (dx, (&x, &dy)) in dx.iter_mut().zip(x.iter().zip(dy)) {
+            *dx = dy * slope(x, sigmoid(x));
+        }
+    });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

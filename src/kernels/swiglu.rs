@@ -4,12 +4,12 @@
 //! Floor: one exponential and 12 bytes per output element (20 backward).
 
 use super::silu::slope;
+use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
 use anyhow::Result;
-use rayon::prelude::*;
 
 params! {
     Params { rows: u32, f: u32 }
@@ -78,38 +78,37 @@ fn rows_per_task(f: usize) -> usize {
 fn forward_twin(args: &Args) {
     let p: Params = args.params();
     let (rows, f) = (p.rows as usize, p.f as usize);
-    args.f32_mut(1)[..rows * f]
-        .par_chunks_mut(f)
-        .zip(args.f32(0)[..rows * 2 * f].par_chunks(2 * f))
-        .with_min_len(rows_per_task(f))
-        .for_each(|(out, gate_up)| {
-            let (gate, up) = gate_up.split_at(f);
-            for (out, (&x, &up)) in out.iter_mut().zip(gate.iter().zip(up)) {
-                *out = x * sigmoid(x) * up;
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(1)[..rows * f], f),
+        chunks(&args.f32(0)[..rows * 2 * f], 2 * f),
+    );
+    each(parts, rows_per_task(f), |_, (out, gate_up)| {
+        let (gate, up) = gate_up.split_at(f);
+        for (out, (&x, &up)) in out.iter_mut().zip(gate.iter().zip(up)) {
+            *out = x * sigmoid(x) * up;
+        }
+    });
 }
 
 fn backward_twin(args: &Args) {
     let p: Params = args.params();
     let (rows, f) = (p.rows as usize, p.f as usize);
-    let (gate_up, d_out) = (args.f32(0), args.f32(1));
-    args.f32_mut(2)[..rows * 2 * f]
-        .par_chunks_mut(2 * f)
-        .enumerate()
-        .with_min_len(rows_per_task(f))
-        .for_each(|(row, d_gate_up)| {
-            let (gate, up) = gate_up[row * 2 * f..][..2 * f].split_at(f);
-            let (d_gate, d_up) = d_gate_up.split_at_mut(f);
-            let d_out = &d_out[row * f..][..f];
-            let inputs = gate.iter().zip(up).zip(d_out);
-            let outputs = d_gate.iter_mut().zip(d_up);
-            for ((d_gate, d_up), ((&x, &up), &d_out)) in outputs.zip(inputs) {
-                let s = sigmoid(x);
-                *d_gate = d_out * up * slope(x, s);
-                *d_up = d_out * x * s;
-            }
-        });
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..rows * 2 * f], 2 * f),
+        chunks(args.f32(0), 2 * f),
+        chunks(args.f32(1), f),
+    );
+    each(parts, rows_per_task(f), |_, (d_gate_up, gate_up, d_out)| {
+        let (gate, up) = gate_up.split_at(f);
+        let (d_gate, d_up) = d_gate_up.split_at_mut(f);
+        let inputs = gate.iter().zip(up).zip(d_out);
+        let outputs = d_gate.iter_mut().zip(d_up);
+        for ((d_gate, d_up), ((&x, &up), &d_out)) in outputs.zip(inputs) {
+            let s = sigmoid(x);
+            *d_gate = d_out * up * slope(x, s);
+            *d_up = d_out * x * s;
+        }
+    });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

@@ -1,17 +1,28 @@
-//! The CPU twins: rows in parallel; per (row, head) a tile of scores on the stack, and sums of 64 columns kept in
-//! registers.
+//! The CPU twins. Rows that attend to the same prompt are taken together: their scores, their outputs and all gradients
+//! are small matrix products with the prompt's keys and values, of which a row uses the part it sees. Chains, a few
+//! ancestors each, are gone through row by row.
 
 use super::{DeltaParams, KeyValueParams, Params};
 use crate::device::Args;
-use crate::kernels::math::{MASKED, dot, exp, fold};
+use crate::device::threads::{chunks, chunks_mut, each};
+use crate::kernels::math::{MASKED, axpy, dot, exp, fold};
+use crate::kernels::matmul::Dims as Product;
+use crate::kernels::matmul_cpu::{View, add_product};
 use crate::kernels::rows::{Dims, NONE, Row, records};
-use rayon::prelude::*;
+use std::ops::Range;
 
-/// Keys (or queries) per tile.
-const TILE: usize = 128;
+/// Most rows of a task, and keys (or queries) of a tile: a multiple of sixteen.
+const ROWS: usize = 64;
+const TILE: usize = 96;
 
-/// Records whose dot products are summed up together.
-const DOTS: usize = 16;
+/// A score for every row of a task and every key (or query) of a tile. Aligned, so that no register is loaded from two
+/// lines of the cache.
+#[repr(C, align(64))]
+struct Scores([[f32; TILE]; ROWS]);
+
+impl Scores {
+    const ZERO: Scores = Scores([[0.0; TILE]; ROWS]);
+}
 
 /// One vector of every record of a matrix: vector `r` starts at `r * stride + offset`.
 #[derive(Clone, Copy)]
@@ -19,117 +30,78 @@ struct Vectors<'a> {
     data: &'a [f32],
     stride: usize,
     offset: usize,
+    width: usize,
 }
 
 impl<'a> Vectors<'a> {
-    #[inline(always)]
-    fn get(&self, record: u32, width: usize) -> &'a [f32] {
-        &self.data[record as usize * self.stride + self.offset..][..width]
+    fn get(&self, record: usize) -> &'a [f32] {
+        &self.data[record * self.stride + self.offset..][..self.width]
     }
 
-    /// `out[k] = x . vector(records[k])`.
-    fn dots(&self, x: &[f32], records: &[u32], out: &mut [f32]) {
-        out.fill(0.0);
-        let mut at = 0;
-        while at + 64 <= x.len() {
-            self.dots_block::<64>(x, records, at, out);
-            at += 64;
-        }
-        while at + 16 <= x.len() {
-            self.dots_block::<16>(x, records, at, out);
-            at += 16;
-        }
-        if at < x.len() {
-            for (&record, out) in records.iter().zip(out) {
-                let y = &self.get(record, x.len())[at..];
-                for (x, y) in x[at..].iter().zip(y) {
-                    *out = x.mul_add(*y, *out);
-                }
-            }
+    /// The vectors from `record` on, one a row.
+    fn from(&self, record: usize) -> View<'a> {
+        View {
+            data: &self.data[record * self.stride + self.offset..],
+            down: self.stride,
+            across: 1,
         }
     }
 
-    /// The part of [`Vectors::dots`] from the `W` elements at `at`. Eight partial sums per record are left in memory and
-    /// added up for [`DOTS`] records at once: summing a register across its lanes costs more than filling it.
-    #[inline(always)]
-    fn dots_block<const W: usize>(&self, x: &[f32], records: &[u32], at: usize, out: &mut [f32]) {
-        let x: &[f32; W] = x[at..at + W].try_into().expect("W elements");
-        for (records, out) in records.chunks(DOTS).zip(out.chunks_mut(DOTS)) {
-            let mut partial = [[0.0f32; 8]; DOTS];
-            for (&record, partial) in records.iter().zip(&mut partial) {
-                let y: &[f32; W] = self.get(record, at + W)[at..]
-                    .try_into()
-                    .expect("W elements");
-                let mut sums = [0.0f32; 16];
-                for (x, y) in x.chunks_exact(16).zip(y.chunks_exact(16)) {
-                    for i in 0..16 {
-                        sums[i] = x[i].mul_add(y[i], sums[i]);
-                    }
-                }
-                for i in 0..8 {
-                    partial[i] = sums[i] + sums[i + 8];
-                }
-            }
-            for (out, p) in out.iter_mut().zip(&partial) {
-                *out += ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
-            }
-        }
+    /// `scores[i][j] = rows.vector(own.start + i) . self.vector(tile.start + j)`.
+    fn scores(&self, tile: Range<usize>, rows: Vectors, own: Range<usize>, scores: &mut Scores) {
+        let scores = &mut scores.0[..own.len()];
+        let columns = tile.len().next_multiple_of(16);
+        scores.iter_mut().for_each(|row| row[..columns].fill(0.0));
+        let dims = Product {
+            m: own.len(),
+            n: tile.len(),
+            k: self.width,
+        };
+        let (rows, vectors) = (rows.from(own.start), self.from(tile.start).transposed());
+        add_product(
+            rows,
+            vectors,
+            scores.as_flattened_mut(),
+            (TILE, columns),
+            dims,
+        );
     }
 
-    /// `y += sum over k of weights[k] * vector(records[k])`.
-    fn accumulate(&self, weights: &[f32], records: &[u32], y: &mut [f32]) {
-        let mut at = 0;
-        while at + 64 <= y.len() {
-            self.accumulate_block::<64>(weights, records, at, y);
-            at += 64;
-        }
-        while at + 16 <= y.len() {
-            self.accumulate_block::<16>(weights, records, at, y);
-            at += 16;
-        }
-        if at < y.len() {
-            for (&weight, &record) in weights.iter().zip(records) {
-                let v = &self.get(record, y.len())[at..];
-                for (y, v) in y[at..].iter_mut().zip(v) {
-                    *y = weight.mul_add(*v, *y);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn accumulate_block<const W: usize>(
-        &self,
-        weights: &[f32],
-        records: &[u32],
-        at: usize,
-        y: &mut [f32],
-    ) {
-        let y: &mut [f32; W] = (&mut y[at..at + W]).try_into().expect("W elements");
-        let mut sums = *y;
-        for (&weight, &record) in weights.iter().zip(records) {
-            let v: &[f32; W] = self.get(record, at + W)[at..]
-                .try_into()
-                .expect("W elements");
-            for i in 0..W {
-                sums[i] = weight.mul_add(v[i], sums[i]);
-            }
-        }
-        *y = sums;
+    /// Row i of `sums`, `stride` apart, += `sum over j of weights[i][j] * vector(tile.start + j)`.
+    fn weigh(&self, tile: Range<usize>, weights: &[[f32; TILE]], sums: &mut [f32], stride: usize) {
+        let dims = Product {
+            m: weights.len(),
+            n: self.width,
+            k: tile.len(),
+        };
+        let weights = View {
+            data: weights.as_flattened(),
+            down: TILE,
+            across: 1,
+        };
+        add_product(
+            weights,
+            self.from(tile.start),
+            sums,
+            (stride, self.width),
+            dims,
+        );
     }
 }
 
 /// Turns scores into `exp(scale * score - top)`, where `top` is the larger of `before` and the largest scaled score;
-/// returns `top` and the sum. Both in sixteen lanes, the last ones masked.
+/// returns `top` and the sum. In sixteen lanes: scores from `count` on become 0 up to a multiple of sixteen.
 fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32) -> (f32, f32) {
     let padded = count.next_multiple_of(16);
-    scores[count..padded].fill(MASKED);
     let scores = &mut scores[..padded];
     let (mut tops, mut sums) = ([before; 16], [0.0f32; 16]);
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     for chunk in scores.chunks_exact_mut(16) {
+        chunk.iter_mut().for_each(|score| *score *= scale);
+    }
+    scores[count..].fill(MASKED);
+    for chunk in scores.chunks_exact(16) {
         for i in 0..16 {
-            chunk[i] *= scale;
             tops[i] = larger(tops[i], chunk[i]);
         }
     }
@@ -143,56 +115,24 @@ fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32)
     (top, fold(sums, |a, b| a + b))
 }
 
-/// Turns scores less their logarithm of the sum into `p = exp(score)`, and `d_o . v - delta` into
-/// `ds = p (d_o . v - delta) scale`. Sixteen at a time: what lies behind `count` is not read by anyone.
-fn weights_and_slopes(
-    weights: &mut [f32; TILE],
-    slopes: &mut [f32; TILE],
-    count: usize,
+/// Turns scores into `p = exp(scale score - lse)`, and `d_o . v` into `ds = p (d_o . v - delta) scale`.
+fn weights_and_slopes<'a>(
+    weights: &mut [f32],
+    slopes: &mut [f32],
+    lse_and_delta: impl Iterator<Item = (&'a f32, &'a f32)>,
     scale: f32,
 ) {
-    let whole = count.next_multiple_of(16);
-    let slopes = slopes[..whole].chunks_exact_mut(16);
-    for (weights, slopes) in weights[..whole].chunks_exact_mut(16).zip(slopes) {
-        for i in 0..16 {
-            weights[i] = exp(weights[i]);
-            slopes[i] = weights[i] * slopes[i] * scale;
-        }
+    let scores = weights.iter_mut().zip(slopes);
+    for ((weight, slope), (lse, delta)) in scores.zip(lse_and_delta) {
+        *weight = exp(*weight * scale - lse);
+        *slope = *weight * (*slope - delta) * scale;
     }
 }
 
-/// A row's keys, a tile at a time: its prompt, then its chain.
-struct Keys<'a> {
-    next: u32,
-    end: u32,
-    ancestor: u32,
-    parent: &'a [u32],
-}
-
-impl<'a> Keys<'a> {
-    fn of(row: &Row, parent: &'a [u32]) -> Self {
-        Keys {
-            next: row.kv_begin,
-            end: row.kv_end,
-            ancestor: row.chain,
-            parent,
-        }
-    }
-
-    /// How many slots were written to `tile`; 0 at the end.
-    fn fill(&mut self, tile: &mut [u32; TILE]) -> usize {
-        let mut count = TILE.min((self.end - self.next) as usize);
-        for (slot, key) in tile[..count].iter_mut().zip(self.next..) {
-            *slot = key;
-        }
-        self.next += count as u32;
-        while count < TILE && self.ancestor != NONE {
-            tile[count] = self.ancestor;
-            self.ancestor = self.parent[self.ancestor as usize];
-            count += 1;
-        }
-        count
-    }
+/// What a row of a tile does not see has no weight.
+fn mask(scores: &mut [f32; TILE], tile: usize, seen: Range<usize>) {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..tile].fill(0.0);
 }
 
 /// The launch's shape, and where heads lie.
@@ -227,6 +167,7 @@ impl Shape {
             data,
             stride: self.dims.q_width(),
             offset: head * self.dims.head_dim,
+            width: self.dims.head_dim,
         }
     }
 
@@ -236,137 +177,208 @@ impl Shape {
             data,
             stride: self.dims.kv_width(),
             offset: head * self.dims.head_dim,
+            width: self.dims.head_dim,
         };
         (vectors(head), vectors(self.dims.kv_heads + head))
     }
 
-    /// Rows per task, for about 64k multiplications: `pairs` of all rows with what they attend to.
-    fn rows_per_task(&self, pairs: usize) -> usize {
-        let per_row = (pairs / self.dims.tokens + 1) * self.dims.q_width();
-        (65_536 / per_row).max(1)
+    /// Rows per task. What is taken together, and with it the order of sums, follows from the shape alone.
+    fn rows_per_task(&self) -> usize {
+        (self.dims.tokens / 16).clamp(8, ROWS)
     }
 }
 
-fn prompt_pairs(rows: &[Row]) -> usize {
-    rows.iter().map(|r| (r.kv_end - r.kv_begin) as usize).sum()
+/// Calls `f` with the first row of each run of rows that are `alike`, and the run.
+fn runs(rows: &[Row], alike: impl Fn(&Row, &Row) -> bool, mut f: impl FnMut(usize, &[Row])) {
+    let mut first = 0;
+    for run in rows.chunk_by(alike) {
+        f(first, run);
+        first += run.len();
+    }
+}
+
+/// Cuts a range into tiles.
+fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range
+        .step_by(TILE)
+        .map(move |first| first..(first + TILE).min(end))
+}
+
+/// The prompt slots that some row of the run sees. All begin with the same.
+fn prompt(run: &[Row]) -> Range<usize> {
+    let end = run.iter().map(|row| row.kv_end).max().unwrap_or(0);
+    run[0].kv_begin as usize..end as usize
+}
+
+/// The slots of a row's chain.
+fn chain(row: &Row, parent: &[u32]) -> impl Iterator<Item = usize> {
+    let slot = |slot: u32| (slot != NONE).then_some(slot);
+    std::iter::successors(slot(row.chain), move |&at| slot(parent[at as usize]))
+        .map(|slot| slot as usize)
 }
 
 pub(super) fn forward(args: &Args) {
     let shape = Shape::of(args);
-    let Dims {
-        tokens,
-        heads,
-        head_dim,
-        ..
-    } = shape.dims;
-    let rows = records(args.u32(0), tokens);
+    let (heads, head_dim) = (shape.dims.heads, shape.dims.head_dim);
+    let rows = records(args.u32(0), shape.dims.tokens);
     let (parent, q, kv) = (args.u32(1), args.f32(2), args.f32(3));
-    args.f32_mut(4)
-        .par_chunks_exact_mut(heads * head_dim)
-        .zip(args.f32_mut(5).par_chunks_exact_mut(heads))
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(prompt_pairs(rows)))
-        .for_each(|(t, ((o, lse), row))| {
-            for (head, o) in o.chunks_exact_mut(head_dim).enumerate() {
-                let q = shape.queries(q, head).get(t as u32, head_dim);
+    let (width, per_task) = (shape.dims.q_width(), shape.rows_per_task());
+    let parts = (
+        chunks_mut(args.f32_mut(4), per_task * width),
+        chunks_mut(args.f32_mut(5), per_task * heads),
+        chunks(rows, per_task),
+    );
+    each(parts, 1, |task, (o, lse, rows)| {
+        let mut scores = Scores::ZERO;
+        o.fill(0.0);
+        let same_prompt = |a: &Row, b: &Row| a.kv_begin == b.kv_begin;
+        runs(rows, same_prompt, |first, run| {
+            let own = task * per_task + first..task * per_task + first + run.len();
+            for head in 0..heads {
+                let queries = shape.queries(q, head);
                 let (keys, values) = shape.keys_values(kv, head / shape.group);
-                lse[head] = attend(q, Keys::of(row, parent), keys, values, shape.scale, o);
+                let o = &mut o[first * width + head * head_dim..];
+                let mut sums = [Sum::EMPTY; ROWS];
+                for tile in tiles(prompt(run)) {
+                    keys.scores(tile.clone(), queries, own.clone(), &mut scores);
+                    for (i, row) in run.iter().enumerate() {
+                        let seen = (row.kv_end as usize).clamp(tile.start, tile.end) - tile.start;
+                        let o = &mut o[i * width..][..head_dim];
+                        sums[i].take(&mut scores.0[i], seen, shape.scale, o);
+                        mask(&mut scores.0[i], tile.len(), 0..seen);
+                    }
+                    values.weigh(tile, &scores.0[..run.len()], o, width);
+                }
+                for (i, row) in run.iter().enumerate() {
+                    let o = &mut o[i * width..][..head_dim];
+                    let q = queries.get(own.start + i);
+                    for slot in chain(row, parent) {
+                        scores.0[0][0] = dot(q, keys.get(slot));
+                        sums[i].take(&mut scores.0[0], 1, shape.scale, o);
+                        axpy(o, scores.0[0][0], values.get(slot));
+                    }
+                    lse[(first + i) * heads + head] = sums[i].finish(o);
+                }
             }
         });
+    });
 }
 
-/// One query's output; returns the logarithm of the sum of exponentials.
-fn attend(
-    q: &[f32],
-    mut slots: Keys,
-    keys: Vectors,
-    values: Vectors,
-    scale: f32,
-    o: &mut [f32],
-) -> f32 {
-    let (mut tile, mut scores) = ([0u32; TILE], [0.0f32; TILE]);
-    let (mut top, mut sum) = (MASKED, 0.0f32);
-    o.fill(0.0);
-    loop {
-        let count = slots.fill(&mut tile);
-        if count == 0 {
-            break;
-        }
-        keys.dots(q, &tile[..count], &mut scores[..count]);
-        let before = top;
-        let tile_sum;
-        (top, tile_sum) = exponentials(&mut scores, count, scale, before);
-        if sum > 0.0 {
+/// A softmax in the making: the largest score so far, and the sum of exponentials about it.
+#[derive(Clone, Copy)]
+struct Sum {
+    top: f32,
+    sum: f32,
+}
+
+impl Sum {
+    const EMPTY: Sum = Sum {
+        top: MASKED,
+        sum: 0.0,
+    };
+
+    /// Turns `count` more scores into weights; `o` holds what was weighted before.
+    fn take(&mut self, scores: &mut [f32; TILE], count: usize, scale: f32, o: &mut [f32]) {
+        let before = self.top;
+        let (top, sum) = exponentials(scores, count, scale, before);
+        if self.sum > 0.0 && top > before {
             let keep = exp(before - top);
-            sum *= keep;
+            self.sum *= keep;
             o.iter_mut().for_each(|o| *o *= keep);
         }
-        sum += tile_sum;
-        values.accumulate(&scores[..count], &tile[..count], o);
+        self.top = top;
+        self.sum += sum;
     }
-    if sum == 0.0 {
-        return MASKED;
+
+    /// Divides by the sum; returns its logarithm.
+    fn finish(self, o: &mut [f32]) -> f32 {
+        if self.sum == 0.0 {
+            return MASKED;
+        }
+        let inverse = 1.0 / self.sum;
+        o.iter_mut().for_each(|o| *o *= inverse);
+        self.top + self.sum.ln()
     }
-    let inverse = 1.0 / sum;
-    o.iter_mut().for_each(|o| *o *= inverse);
-    top + sum.ln()
 }
 
 pub(super) fn delta(args: &Args) {
     let p: DeltaParams = args.params();
     let head_dim = p.head_dim as usize;
-    args.f32_mut(2)[..p.vectors as usize]
-        .par_iter_mut()
-        .zip(args.f32(0).par_chunks_exact(head_dim))
-        .zip(args.f32(1).par_chunks_exact(head_dim))
-        .with_min_len((16_384 / head_dim).max(1))
-        .for_each(|((delta, o), d_o)| *delta = dot(o, d_o));
+    let parts = (
+        chunks_mut(&mut args.f32_mut(2)[..p.vectors as usize], 1),
+        chunks(args.f32(0), head_dim),
+        chunks(args.f32(1), head_dim),
+    );
+    each(parts, (16_384 / head_dim).max(1), |_, (delta, o, d_o)| {
+        delta[0] = dot(o, d_o);
+    });
 }
 
 pub(super) fn backward_query(args: &Args) {
     let shape = Shape::of(args);
-    let Dims {
-        tokens,
-        heads,
-        head_dim,
-        ..
-    } = shape.dims;
-    let rows = records(args.u32(0), tokens);
+    let (heads, head_dim) = (shape.dims.heads, shape.dims.head_dim);
+    let rows = records(args.u32(0), shape.dims.tokens);
     let (parent, q, kv, lse) = (args.u32(1), args.f32(2), args.f32(3), args.f32(4));
     let (d_o, delta) = (args.f32(5), args.f32(6));
-    args.f32_mut(7)
-        .par_chunks_exact_mut(heads * head_dim)
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(2 * prompt_pairs(rows)))
-        .for_each(|(t, (dq, row))| {
-            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
-            for (head, dq) in dq.chunks_exact_mut(head_dim).enumerate() {
-                let q = shape.queries(q, head).get(t as u32, head_dim);
-                let d_o = shape.queries(d_o, head).get(t as u32, head_dim);
-                let (lse, delta) = (lse[t * heads + head], delta[t * heads + head]);
+    let (width, per_task) = (shape.dims.q_width(), shape.rows_per_task());
+    let parts = (
+        chunks_mut(args.f32_mut(7), per_task * width),
+        chunks(rows, per_task),
+    );
+    each(parts, 1, |task, (dq, rows)| {
+        let (mut weights, mut slopes) = (Scores::ZERO, Scores::ZERO);
+        dq.fill(0.0);
+        let same_prompt = |a: &Row, b: &Row| a.kv_begin == b.kv_begin;
+        runs(rows, same_prompt, |first, run| {
+            let own = task * per_task + first..task * per_task + first + run.len();
+            for head in 0..heads {
+                let (queries, outputs) = (shape.queries(q, head), shape.queries(d_o, head));
                 let (keys, values) = shape.keys_values(kv, head / shape.group);
-                let mut slots = Keys::of(row, parent);
-                dq.fill(0.0);
-                loop {
-                    let count = slots.fill(&mut tile);
-                    if count == 0 {
-                        break;
+                let dq = &mut dq[first * width + head * head_dim..];
+                let lse_and_delta = |i: usize| {
+                    let at = (own.start + i) * heads + head;
+                    std::iter::repeat((&lse[at], &delta[at]))
+                };
+                for tile in tiles(prompt(run)) {
+                    keys.scores(tile.clone(), queries, own.clone(), &mut weights);
+                    values.scores(tile.clone(), outputs, own.clone(), &mut slopes);
+                    for (i, row) in run.iter().enumerate() {
+                        let seen = (row.kv_end as usize).clamp(tile.start, tile.end) - tile.start;
+                        let (weights, slopes) = (&mut weights.0[i][..seen], &mut slopes.0[i]);
+                        let constants = lse_and_delta(i);
+                        weights_and_slopes(weights, &mut slopes[..seen], constants, shape.scale);
+                        mask(slopes, tile.len(), 0..seen);
                     }
-                    let tile = &tile[..count];
-                    keys.dots(q, tile, &mut weights[..count]);
-                    values.dots(d_o, tile, &mut slopes[..count]);
-                    let whole = count.next_multiple_of(16);
-                    for (weight, slope) in weights[..whole].iter_mut().zip(&mut slopes[..whole]) {
-                        *weight = *weight * shape.scale - lse;
-                        *slope -= delta;
+                    keys.weigh(tile, &slopes.0[..run.len()], dq, width);
+                }
+                for (i, row) in run.iter().enumerate() {
+                    let dq = &mut dq[i * width..][..head_dim];
+                    let (q, d_o) = (queries.get(own.start + i), outputs.get(own.start + i));
+                    for slot in chain(row, parent) {
+                        let mut weight = [dot(q, keys.get(slot))];
+                        let mut slope = [dot(d_o, values.get(slot))];
+                        let constants = lse_and_delta(i);
+                        weights_and_slopes(&mut weight, &mut slope, constants, shape.scale);
+                        axpy(dq, slope[0], keys.get(slot));
                     }
-                    weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
-                    keys.accumulate(&slopes[..count], tile, dq);
                 }
             }
         });
+    });
+}
+
+/// The rows from `first` on that attend to some row of the run: near ones and, where it lies apart, the tree.
+fn attending(run: &[Row], first: u32) -> [Range<usize>; 2] {
+    std::array::from_fn(|range| {
+        let seen = || {
+            let ranges = run.iter().map(|row| row.queries(first)[range].clone());
+            ranges.filter(|range| !range.is_empty())
+        };
+        let begin = seen().map(|range| range.start).min().unwrap_or(0);
+        let end = seen().map(|range| range.end).max().unwrap_or(0);
+        begin as usize..end as usize
+    })
 }
 
 pub(super) fn backward_key_value(args: &Args) {
@@ -378,56 +390,59 @@ pub(super) fn backward_key_value(args: &Args) {
         head_dim: p.head_dim,
         scale: p.scale,
     });
-    let Dims {
-        tokens,
-        heads,
-        kv_heads,
-        head_dim,
-    } = shape.dims;
-    let rows = records(args.u32(0), tokens);
+    let (heads, kv_heads, head_dim) = (shape.dims.heads, shape.dims.kv_heads, shape.dims.head_dim);
+    let rows = records(args.u32(0), shape.dims.tokens);
     let (q, kv, lse) = (args.f32(1), args.f32(2), args.f32(3));
     let (d_o, delta) = (args.f32(4), args.f32(5));
-    let width = shape.dims.kv_width();
-    args.f32_mut(6)
-        .par_chunks_exact_mut(width)
-        .zip(rows)
-        .enumerate()
-        .with_min_len(shape.rows_per_task(3 * prompt_pairs(rows)))
-        .for_each(|(t, (dkv, row))| {
-            let (mut tile, mut weights, mut slopes) = ([0; TILE], [0.0f32; TILE], [0.0f32; TILE]);
-            let (dk, dv) = dkv.split_at_mut(width / 2);
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for head in 0..kv_heads {
+    let (width, per_task) = (shape.dims.kv_width(), shape.rows_per_task());
+    let parts = (
+        chunks_mut(args.f32_mut(6), per_task * width),
+        chunks(rows, per_task),
+    );
+    each(parts, 1, |task, (dkv, rows)| {
+        let (mut weights, mut slopes) = (Scores::ZERO, Scores::ZERO);
+        dkv.fill(0.0);
+        // Nodes are seen by fewer rows than their prompt.
+        let alike =
+            |a: &Row, b: &Row| a.kv_begin == b.kv_begin && (a.chain == NONE) == (b.chain == NONE);
+        runs(rows, alike, |first, run| {
+            let own = task * per_task + first..task * per_task + first + run.len();
+            for query_head in 0..heads {
+                let head = query_head / shape.group;
                 let (keys, values) = shape.keys_values(kv, head);
-                let (k, v) = (keys.get(t as u32, head_dim), values.get(t as u32, head_dim));
-                let own = head * head_dim..(head + 1) * head_dim;
-                let (dk, dv) = (&mut dk[own.clone()], &mut dv[own]);
-                for query_head in head * shape.group..(head + 1) * shape.group {
-                    let queries = shape.queries(q, query_head);
-                    let outputs = shape.queries(d_o, query_head);
-                    let tiles = row.queries(p.first_query).into_iter().flat_map(|range| {
-                        let end = range.end;
-                        range.step_by(TILE).map(move |first| (first, end))
-                    });
-                    for (first, end) in tiles {
-                        let count = TILE.min((end - first) as usize);
-                        for (i, record) in tile[..count].iter_mut().zip(first..) {
-                            *i = record;
-                        }
-                        let tile = &tile[..count];
-                        queries.dots(k, tile, &mut weights[..count]);
-                        outputs.dots(v, tile, &mut slopes[..count]);
-                        for ((weight, slope), &i) in weights.iter_mut().zip(&mut slopes).zip(tile) {
-                            let at = i as usize * heads + query_head;
-                            *weight = *weight * shape.scale - lse[at];
-                            *slope -= delta[at];
-                        }
-                        weights_and_slopes(&mut weights, &mut slopes, count, shape.scale);
-                        queries.accumulate(&slopes[..count], tile, dk);
-                        outputs.accumulate(&weights[..count], tile, dv);
+                let (queries, outputs) =
+                    (shape.queries(q, query_head), shape.queries(d_o, query_head));
+                let dkv = &mut dkv[first * width + head * head_dim..];
+                let attending = attending(run, p.first_query).into_iter().enumerate();
+                for (range, tile) in attending.flat_map(|(n, all)| tiles(all).map(move |t| (n, t)))
+                {
+                    let (mut tile_lse, mut tile_delta) = ([0.0; TILE], [0.0; TILE]);
+                    for (i, row) in tile.clone().enumerate() {
+                        tile_lse[i] = lse[row * heads + query_head];
+                        tile_delta[i] = delta[row * heads + query_head];
                     }
+                    queries.scores(tile.clone(), keys, own.clone(), &mut weights);
+                    outputs.scores(tile.clone(), values, own.clone(), &mut slopes);
+                    for (i, row) in run.iter().enumerate() {
+                        let seen = &row.queries(p.first_query)[range];
+                        let [begin, end] = [seen.start, seen.end]
+                            .map(|at| (at as usize).clamp(tile.start, tile.end) - tile.start);
+                        let (weights, slopes) = (&mut weights.0[i], &mut slopes.0[i]);
+                        let constants = tile_lse[begin..end].iter().zip(&tile_delta[begin..end]);
+                        weights_and_slopes(
+                            &mut weights[begin..end],
+                            &mut slopes[begin..end],
+                            constants,
+                            shape.scale,
+                        );
+                        mask(weights, tile.len(), begin..end);
+                        mask(slopes, tile.len(), begin..end);
+                    }
+                    queries.weigh(tile.clone(), &slopes.0[..run.len()], dkv, width);
+                    let dv = &mut dkv[kv_heads * head_dim..];
+                    outputs.weigh(tile, &weights.0[..run.len()], dv, width);
                 }
             }
         });
+    });
 }
