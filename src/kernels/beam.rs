@@ -15,6 +15,7 @@ use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
+use std::cell::RefCell;
 
 params! {
     /// `nodes` is M, `entries` the rows per prompt of the candidates, `width` those of the next forward.
@@ -43,6 +44,14 @@ pub fn beam(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
     s.push(&BEAM, &p, &on.after(inputs), Grid(p.prompts));
 }
 
+/// Log-prob of the prefix, token, entry, place among the best children.
+type Candidate = (f32, u32, usize, usize);
+
+thread_local! {
+    /// Room to order a prompt's candidates in.
+    static CANDIDATES: RefCell<Vec<Candidate>> = const { RefCell::new(Vec::new()) };
+}
+
 fn twin(args: &Args) {
     let p: Params = args.params();
     let (entries, top, width) = (p.entries as usize, p.top as usize, p.width as usize);
@@ -57,32 +66,34 @@ fn twin(args: &Args) {
     each_prompt(shape, args, 3, |mut prompt| {
         let frontier = *prompt.header(header::FRONTIER) as usize;
         let count = *prompt.header(header::COUNT) as usize;
-        let mut candidates = Vec::with_capacity(entries * top);
-        for e in 0..count - frontier {
-            let prefix = prompt.stat(frontier + e, stat::CUMULATIVE);
-            let first = (prompt.index * entries + e) * top;
-            for i in first..first + top {
-                if top_edge[i] != NONE {
-                    candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), e, i));
+        let made = CANDIDATES.with_borrow_mut(|candidates| {
+            candidates.clear();
+            for e in 0..count - frontier {
+                let prefix = prompt.stat(frontier + e, stat::CUMULATIVE);
+                let first = (prompt.index * entries + e) * top;
+                for i in first..first + top {
+                    if top_edge[i] != NONE {
+                        candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), e, i));
+                    }
                 }
             }
-        }
-        let before = |a: &(f32, u32, usize, usize), b: &(f32, u32, usize, usize)| {
-            // Adding 0 makes -0 equal to 0, as the shader's comparison has it.
-            (b.0 + 0.0)
-                .total_cmp(&(a.0 + 0.0))
-                .then((a.1, a.2).cmp(&(b.1, b.2)))
-        };
-        if candidates.len() > width {
-            candidates.select_nth_unstable_by(width - 1, before);
-            candidates.truncate(width);
-        }
-        candidates.sort_unstable_by(before);
-        for (rank, &(_, token, e, i)) in candidates.iter().enumerate() {
-            prompt.make(count + rank, frontier + e, top_edge[i], top_logp[i]);
-            prompt.run(rank, count + rank, token);
-        }
-        let made = candidates.len();
+            let before = |a: &Candidate, b: &Candidate| {
+                // Adding 0 makes -0 equal to 0, as the shader's comparison has it.
+                (b.0 + 0.0)
+                    .total_cmp(&(a.0 + 0.0))
+                    .then((a.1, a.2).cmp(&(b.1, b.2)))
+            };
+            if candidates.len() > width {
+                candidates.select_nth_unstable_by(width - 1, before);
+                candidates.truncate(width);
+            }
+            candidates.sort_unstable_by(before);
+            for (rank, &(_, token, e, i)) in candidates.iter().enumerate() {
+                prompt.make(count + rank, frontier + e, top_edge[i], top_logp[i]);
+                prompt.run(rank, count + rank, token);
+            }
+            candidates.len()
+        });
         prompt.rest(made);
         *prompt.header(header::COUNT) += made as u32;
         *prompt.header(header::FRONTIER) = count as u32;
