@@ -167,12 +167,14 @@ pub fn load(file: &Path, info: &DeviceInfo) -> Choices {
     read().unwrap_or_default()
 }
 
-/// Keeps choices in a file. Errors: it cannot be written.
+/// Keeps choices in a file, beside those for other classes that it holds. Errors: it cannot be written.
 pub fn save(file: &Path, info: &DeviceInfo, choices: &Choices) -> Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let text = serde_json::to_string_pretty(&File::new(info, choices.clone()))?;
+    let mut all = load(file, info);
+    all.0.extend(choices.0.clone());
+    let text = serde_json::to_string_pretty(&File::new(info, all))?;
     crate::run::atomic_write(file, text.as_bytes())
 }
 
@@ -246,6 +248,9 @@ mod tests {
         let choices = Choices([("fill n 1: portable".into(), "portable".into())].into());
         save(&file, &info, &choices).unwrap();
         assert_eq!(load(&file, &info), choices);
+        let more = Choices([("fill n 2: portable".into(), "portable".into())].into());
+        save(&file, &info, &more).unwrap();
+        assert_eq!(load(&file, &info).0.len(), 2);
         let other = DeviceInfo {
             driver: "2".into(),
             ..info.clone()

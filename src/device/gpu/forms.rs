@@ -98,7 +98,13 @@ impl Selection {
                 Some(name) if known(name).is_some() => known(name)?,
                 _ if mode == Forms::Fixed => fixed(),
                 _ if self.promising(kernel, candidates).count_ones() == 1 => fixed(),
-                _ if mode == Forms::Measured && self.spent > BUDGET => fixed(),
+                _ if mode == Forms::Measured && self.spent > BUDGET => {
+                    // Not measured, so not kept in the file; but this run stays with it.
+                    let text = class.text(kernel);
+                    let form = fixed();
+                    self.table.0.insert(text, kernel.form_name(form).into());
+                    form
+                }
                 _ => return None,
             },
         };
