@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use train::{config, dataset, engine};
 use vstar::decode::search::{Decoding, Searcher};
 use vstar::device::cpu::Cpu;
-use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Slice, Stream};
+use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Reading, Slice, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::Targets;
 use vstar::learn::sequences::{Window, push_window, windows};
@@ -70,8 +70,8 @@ impl Device for Watched {
         self.cpu.write(to, data)
     }
 
-    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
-        self.cpu.read(from)
+    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
+        self.cpu.begin_reading(from)
     }
 
     fn run(&self, stream: &Stream) -> Result<()> {
@@ -127,7 +127,6 @@ fn launches_ask_for_no_memory() {
         eps: 1e-8,
         weight_decay: 0.01,
         clip_norm: 1.0,
-        step: 1,
     };
     let mut trainer = Trainer::new(&engine, 4).unwrap();
     let fine_tuning = watched.fewest(|| {

@@ -63,7 +63,7 @@ pub struct Args {
 }
 
 /// Settings of the built-in shop.
-const SHOP: &str = include_str!("../../assets/shop.toml");
+pub(super) const SHOP: &str = include_str!("../../assets/shop.toml");
 
 /// The parts of the job that can be done alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -109,7 +109,7 @@ impl Args {
 }
 
 /// The path as a setting that means the same from any working folder, for a later --resume.
-fn absolute(path: &Path) -> Result<String> {
+pub(super) fn absolute(path: &Path) -> Result<String> {
     let absolute = std::path::absolute(path)
         .with_context(|| format!("cannot use the folder {}", path.display()))?;
     match absolute.to_str() {

@@ -221,6 +221,7 @@ impl Row {
 /// There is no GPU to compare, no kernel of that name, or some comparison fails.
 pub fn run(args: Args) -> Result<()> {
     let checks = select(args.kernel.as_deref())?;
+    let form = args.device.form_name()?;
     let adapter = subject(&args.device)?;
     let device = describe(&adapter);
     let width = checks
@@ -236,7 +237,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut rows = Vec::new();
     for check in checks {
-        let row = Row::of(check, &adapter, args.device.form_name()?);
+        let row = Row::of(check, &adapter, form);
         if !args.json {
             row.write(&mut out, width)?;
         }

@@ -166,7 +166,7 @@ impl Gpu {
             free: Vec::new(),
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
-            selection: Selection::new(&info, options.forms),
+            selection: Selection::new(&info, options),
             bind_groups: HashMap::new(),
             uniforms: uniform_buffer(&device, 1024),
             staging: Staging::default(),
