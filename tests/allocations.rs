@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use train::{config, dataset, engine};
 use vstar::decode::search::{Decoding, Searcher};
 use vstar::device::cpu::Cpu;
-use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Reading, Slice, Stream};
+use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Slice, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::Targets;
 use vstar::learn::sequences::{Window, push_window, windows};
@@ -86,6 +86,10 @@ impl Device for Watched {
 
     fn counters(&self) -> Counters {
         self.cpu.counters()
+    }
+
+    fn memory(&self) -> Memory {
+        self.cpu.memory()
     }
 }
 

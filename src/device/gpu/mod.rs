@@ -7,7 +7,7 @@ mod readback;
 mod resolve;
 
 use super::tuning::{Choices, Forms};
-use super::{Counters, Device, DeviceInfo, Launch, Reading, Slice, Stream};
+use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream};
 use anyhow::{Result, anyhow, bail};
 pub use forms::Measurement;
 use forms::Selection;
@@ -46,6 +46,7 @@ struct State {
     uniforms: wgpu::Buffer,
     staging: Staging,
     counters: Counters,
+    memory: Memory,
     scratch: Vec<u8>,
     patches: Patches,
     resolver: Resolver,
@@ -171,6 +172,7 @@ impl Gpu {
             uniforms: uniform_buffer(&device, 1024),
             staging: Staging::default(),
             counters: Counters::default(),
+            memory: Memory::default(),
             scratch: Vec::new(),
             patches: Patches::default(),
             resolver: Resolver::new(&device),
@@ -220,6 +222,7 @@ impl Device for Gpu {
         }
         self.check()?;
         let mut state = self.state.lock().unwrap();
+        state.memory.take(4 * words as u64);
         Ok(match state.free.pop() {
             Some(id) => {
                 state.buffers[id as usize] = Some(buffer);
@@ -238,7 +241,9 @@ impl Device for Gpu {
             .bind_groups
             .retain(|(_, slices), _| slices.iter().all(|s| s.buffer != buffer));
         state.resolver.forget(Some(buffer));
-        state.buffers[buffer as usize] = None;
+        if let Some(gone) = state.buffers[buffer as usize].take() {
+            state.memory.give(gone.size());
+        }
         state.free.push(buffer);
     }
 
@@ -301,6 +306,10 @@ impl Device for Gpu {
 
     fn counters(&self) -> Counters {
         self.state.lock().unwrap().counters
+    }
+
+    fn memory(&self) -> Memory {
+        self.state.lock().unwrap().memory
     }
 
     fn form(&self, launch: &Launch) -> &'static str {
