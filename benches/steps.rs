@@ -19,6 +19,7 @@ use vstar::data::{Dataset, Protocol};
 use vstar::decode::search::{Decoding, Searcher};
 use vstar::device::choose::{self, DeviceChoice};
 use vstar::device::gpu::GpuOptions;
+use vstar::device::tuning::Forms;
 use vstar::device::{Counters, DeviceRef};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Capacity, Engine, Targets};
@@ -263,7 +264,11 @@ fn main() {
     if widths.is_empty() {
         widths = vec![128, 256];
     }
-    let device = &choose::open(&choice, GpuOptions::default()).expect("device");
+    let options = GpuOptions {
+        forms: Forms::Measured,
+        ..Default::default()
+    };
+    let device = &choose::open(&choice, options).expect("device");
     println!("{}", device.info());
     let (meter, data) = (Meter { device, repeat }, dataset());
     for hidden in widths {

@@ -246,7 +246,8 @@ impl Gpu {
         self.queue.submit([encoder.finish()]);
     }
 
-    /// Seconds each candidate takes for this launch, whose parameters are in `slot`.
+    /// Seconds each candidate that compiles takes for this launch, whose parameters are in `slot`; nothing if there is no
+    /// memory for copies of its outputs.
     fn measure(
         &self,
         state: &mut State,
@@ -255,9 +256,13 @@ impl Gpu {
         slot: usize,
     ) -> Result<Vec<(usize, f64)>> {
         let kernel = launch.kernel;
-        let candidates = state.selection.promising(kernel, class.candidates);
+        let mut candidates = state.selection.promising(kernel, class.candidates);
         for form in bits(candidates) {
-            self.pipeline(state, kernel, form)?;
+            match self.pipeline(state, kernel, form) {
+                // A driver that does not take this form may take the portable one.
+                Err(_) if form > 0 => candidates &= !(1 << form),
+                outcome => outcome?,
+            }
         }
         // For each output, the buffer in its place.
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
