@@ -100,7 +100,7 @@ impl Check {
                 Check::Kernel(_, cases) => {
                     let mut harness = Harness::new(device);
                     let outcome = cases(&mut harness);
-                    met = harness.met().clone();
+                    met = harness.met();
                     outcome
                 }
                 Check::Step(_, step) => step(&device),

@@ -180,9 +180,11 @@ macro_rules! bindings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::Cpu;
     use crate::device::shader::expand_includes;
     use crate::device::{Access, Type};
     use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
+    use std::sync::Arc;
 
     fn scalar_type(scalar: Scalar) -> Type {
         match scalar.kind {
@@ -336,6 +338,21 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), ALL.len(), "kernel names are unique");
+    }
+
+    #[test]
+    fn the_cases_reach_every_form() {
+        let mut harness = Harness::new(Arc::new(Cpu::new()));
+        for (name, cases) in CASES {
+            let outcome = cases(&mut harness);
+            outcome.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        }
+        for kernel in ALL {
+            for form in kernel.forms {
+                let reached = harness.has_met(kernel.name, form.name);
+                assert!(reached, "{}/{} is not tested", kernel.name, form.name);
+            }
+        }
     }
 
     #[test]
