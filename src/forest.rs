@@ -201,6 +201,17 @@ impl Forest {
         self.rows[row as usize].q_end = self.rows.len() as u32;
     }
 
+    /// Its exact size.
+    pub fn size(&self) -> ForestSize {
+        // A node sees its prompt and its ancestors, so as many keys as its position says.
+        let seen = |r: &Row| (r.kv_end - r.kv_begin).max(r.position + 1) as u64;
+        ForestSize {
+            rows: self.len() as u64,
+            keys: self.len() as u64,
+            pairs: self.rows.iter().map(seen).sum(),
+        }
+    }
+
     /// The rows as words, ready for upload.
     pub fn row_words(&self) -> &[u32] {
         bytemuck::cast_slice(&self.rows)
@@ -214,6 +225,17 @@ impl Forest {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// How much a pass runs over, or bounds on it: what attention costs depends on it, and it is in no launch's parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForestSize {
+    /// Tokens T.
+    pub rows: u64,
+    /// Distinct slots that the rows attend to.
+    pub keys: u64,
+    /// Attended (row, key) pairs A.
+    pub pairs: u64,
 }
 
 /// Positions grouped by token, for the deterministic embedding gradient: row `order[k]` for k in
@@ -324,6 +346,7 @@ mod tests {
                     .collect();
                 forest.push(&prompt, &nodes, attention);
             }
+            let mut pairs = 0;
             for (i, query) in forest.rows.iter().enumerate() {
                 let chain = ancestors(&forest, i);
                 for (j, key) in forest.rows.iter().enumerate() {
@@ -331,8 +354,10 @@ mod tests {
                         || chain.contains(&(j as u32));
                     let listed = (key.q_begin..key.q_end).contains(&(i as u32));
                     assert_eq!(attends, listed, "{attention:?}: row {i} and row {j}");
+                    pairs += attends as u64;
                 }
             }
+            assert_eq!(forest.size().pairs, pairs);
         }
     }
 

@@ -4,6 +4,7 @@ use super::{
     Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prompt, TrieBuffers,
 };
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::forest::ForestSize;
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
 use crate::kernels::expand::{self, Expand, expand};
 use crate::kernels::gather::gather_rows;
@@ -24,8 +25,9 @@ pub struct Decoder {
     pub(super) plan: Plan,
     pub(super) buffers: Buffers,
     capacity: Capacity,
-    /// Prompts of the last decode.
+    /// Prompts of the last decode, and what their tokens attend to.
     prompts: usize,
+    prompt_size: ForestSize,
 }
 
 /// See [`crate::kernels::search`] for the layouts.
@@ -137,6 +139,7 @@ impl Decoder {
             buffers,
             capacity,
             prompts: 0,
+            prompt_size: ForestSize::default(),
         })
     }
 
@@ -242,6 +245,11 @@ impl Decoder {
         self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
         self.buffers.prompt_ends.write_u32(&ends)?;
         self.prompts = prompts.len();
+        self.prompt_size = ForestSize {
+            rows: rows.len() as u64,
+            keys: rows.len() as u64,
+            pairs: rows.iter().map(|r| (r[3] - r[2]) as u64).sum(),
+        };
         Ok(())
     }
 
@@ -253,6 +261,7 @@ impl Decoder {
         let hidden = on.hidden.first(tokens * width);
         let rows = on.prompt_rows.first(tokens * RECORD);
         let wanted = self.is_valued().then_some(value);
+        s.forest = self.prompt_size;
         model.forward(s, rows, tokens, on.parent.all(), hidden, wanted);
         let ends = on.prompt_ends.first(prompts);
         let end_hidden = on.end_hidden.first(prompts * width);
@@ -281,16 +290,22 @@ impl Decoder {
         }
     }
 
-    /// Runs the first `n` rows the search wrote and scores their children.
+    /// Runs the first `n` rows the search wrote, nodes at most `depth` deep, and scores their children.
     pub(super) fn run_rows(
         &self,
         s: &mut Stream,
         model: &dyn DecodeModel,
-        n: usize,
+        (n, depth): (usize, usize),
         top: usize,
         leaves: bool,
     ) {
         let on = &self.buffers;
+        let (prompts, each) = (self.prompts as u64, (n / self.prompts) as u64);
+        s.forest = ForestSize {
+            rows: n as u64,
+            keys: self.prompt_size.rows + prompts * self.plan.nodes as u64,
+            pairs: each * (self.prompt_size.rows + prompts * depth as u64),
+        };
         let hidden = on.hidden.first(n * model.hidden());
         let value = on.value.first(n);
         let wanted = self.is_valued().then_some(value);

@@ -131,6 +131,7 @@ impl Device for Lockstep {
         for (number, launch) in stream.launches.iter().enumerate() {
             let one = Stream {
                 launches: vec![*launch],
+                ..Stream::default()
             };
             self.reference.run(&one)?;
             self.subject.run(&one)?;

@@ -5,9 +5,11 @@
 //! above this room (model, decoders, trainer) is written once, against streams.
 
 pub mod choose;
+pub mod cost;
 pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
+pub mod recorder;
 pub mod report;
 pub mod shader;
 pub mod stream;
@@ -17,9 +19,8 @@ use anyhow::Result;
 use serde::Serialize;
 use std::sync::Arc;
 
-pub use stream::{
-    Access, Args, Binding, Cost, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type,
-};
+pub use cost::Cost;
+pub use stream::{Access, Args, Binding, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type};
 
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
 pub const ALIGN_WORDS: usize = 64;

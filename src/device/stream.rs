@@ -1,6 +1,8 @@
 //! Kernels, launches and streams: what the model records and a device runs.
 
 use super::ALIGN_WORDS;
+use super::cost::Cost;
+use crate::forest::ForestSize;
 use bytemuck::Pod;
 use std::cell::Cell;
 
@@ -50,8 +52,8 @@ pub struct Kernel {
     pub bindings: &'static [Binding],
     /// Computes the same outputs from the same inputs.
     pub twin: fn(&Args),
-    /// The floor of one launch, given its parameter words.
-    pub cost: fn(&[u32]) -> Cost,
+    /// The floor of one launch.
+    pub cost: fn(&Launch) -> Cost,
 }
 
 /// Another shader text of a kernel.
@@ -65,20 +67,6 @@ pub struct Form {
     pub fits: fn(&[u32]) -> bool,
     /// Workgroups such a launch needs.
     pub grid: fn(&[u32]) -> Grid,
-}
-
-/// What a launch cannot do without: arithmetic operations (a fused multiply-add counts two), and bytes if every operand
-/// is read or written once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    pub operations: u64,
-    pub bytes: u64,
-}
-
-impl Cost {
-    pub fn unstated(_: &[u32]) -> Cost {
-        Cost::default()
-    }
 }
 
 impl std::fmt::Debug for Kernel {
@@ -154,6 +142,8 @@ pub struct Launch {
     pub(crate) params: [u32; MAX_PARAM_WORDS],
     pub(crate) slices: [Slice; MAX_BINDINGS],
     pub grid: Grid,
+    /// What the stream said of the pass it belongs to.
+    pub forest: ForestSize,
 }
 
 impl Launch {
@@ -161,8 +151,18 @@ impl Launch {
         &self.params[..self.kernel.params.len()]
     }
 
+    /// The parameters as the kernel's own struct.
+    pub fn read_params<P: Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(self.params()))
+    }
+
     pub fn slices(&self) -> &[Slice] {
         &self.slices[..self.kernel.bindings.len()]
+    }
+
+    /// The floor of this launch.
+    pub fn cost(&self) -> Cost {
+        (self.kernel.cost)(self)
     }
 }
 
@@ -170,6 +170,8 @@ impl Launch {
 #[derive(Clone, Default)]
 pub struct Stream {
     pub launches: Vec<Launch>,
+    /// Of the pass being recorded; only costs depend on it.
+    pub forest: ForestSize,
 }
 
 impl Stream {
@@ -232,6 +234,7 @@ impl Stream {
             params: [0; MAX_PARAM_WORDS],
             slices: [slices[0]; MAX_BINDINGS],
             grid,
+            forest: self.forest,
         };
         launch.params[..words.len()].copy_from_slice(words);
         launch.slices[..slices.len()].copy_from_slice(slices);
@@ -262,7 +265,7 @@ impl<'a> Args<'a> {
     }
 
     pub fn params<P: Pod>(&self) -> P {
-        bytemuck::pod_read_unaligned(bytemuck::cast_slice(self.launch.params()))
+        self.launch.read_params()
     }
 
     fn view<T: Pod>(&self, binding: usize, access: Access) -> (*mut T, usize) {

@@ -2,9 +2,12 @@
 //! gradient `d_table[token, :] += sum of d_out[t, :] over the rows t that hold the token`.
 //!
 //! The host sorts the positions by token (`order`, `starts`, `tokens`), so that each row of the table has one owner:
-//! no atomics, one order of addition. Floor: 8 bytes per element, 1 operation backward.
+//! no atomics, one order of addition.
+//!
+//! Floor: forward 8 bytes per element; backward, for T rows with U distinct tokens, T operations and 4 (T + 2 U) bytes per
+//! column (T from [`ForestSize`](crate::forest::ForestSize)); 4 bytes per row and twice per token for the lists.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -31,7 +34,7 @@ pub static EMBEDDING: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![table: In F32, rows: In U32, out: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static EMBEDDING_BACKWARD: Kernel = Kernel {
@@ -43,7 +46,7 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     params: BackwardParams::FIELDS,
     bindings: bindings![d_out: In F32, order: In U32, starts: In U32, tokens: In U32, d_table: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 /// `out[tokens, width]` from `table` `[vocabulary, width]` and `rows` `[tokens, 8]`.
@@ -75,6 +78,25 @@ pub fn backward(
     let slices = [d_out, order, starts, tokens, d_table];
     let grid = Grid::cover(distinct * width, 256);
     s.push(&EMBEDDING_BACKWARD, &params, &slices, grid);
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [tokens, width] = [p.tokens, p.width].map(u64::from);
+    Cost {
+        operations: 0,
+        bytes: 8 * tokens * width + 4 * tokens,
+    }
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let p: BackwardParams = launch.read_params();
+    let [distinct, width] = [p.distinct, p.width].map(u64::from);
+    let tokens = launch.forest.rows;
+    Cost {
+        operations: tokens * width,
+        bytes: 4 * (tokens + 2 * distinct) * (width + 1),
+    }
 }
 
 fn forward_twin(args: &Args) {
@@ -147,6 +169,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         );
         let [o, s, t] = [&order, &starts, &distinct].map(|b| b.slice());
         let count = distinct.words.len();
+        h.stream().forest.rows = tokens as u64;
         backward(
             h.stream(),
             out.slice(),

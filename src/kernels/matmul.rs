@@ -6,12 +6,12 @@
 //! | NN   | [m, k] | [k, n] | `dX = dY W`                    |
 //! | TN   | [k, m] | [k, n] | `dW += dY^T X`                 |
 //!
-//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. The shader keeps 8 x 4 outputs per invocation in registers and
+//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes, and 4 m n more to add to C or 4 n for a bias. The shader keeps 8 x 4 outputs per invocation in registers and
 //! uses no workgroup memory; where all row lengths are multiples of 4 it reads and writes vec4
 //! (`shaders/matmul_vec4.wgsl`), else scalars (`shaders/matmul.wgsl`). The twin is
 //! [`matmul_cpu`]'s.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -67,7 +67,7 @@ const fn kernel(
         params: Params::FIELDS,
         bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
         twin,
-        cost: Cost::unstated,
+        cost,
     }
 }
 
@@ -127,6 +127,20 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims, start: Start
     };
     let tiles = m.div_ceil(8) * n.div_ceil(128);
     s.push(kernel, &params, &slices, Grid::cover(tiles, 1));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
+    let start = match p.start {
+        start if start == Start::Zero as u32 => 0,
+        start if start == Start::Bias as u32 => n,
+        _ => m * n,
+    };
+    Cost {
+        operations: 2 * m * n * k,
+        bytes: 4 * (m * k + n * k + m * n + start),
+    }
 }
 
 fn twin(form: Form, args: &Args) {

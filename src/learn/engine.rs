@@ -2,7 +2,7 @@
 //! optimiser. Fine-tuning and policy optimisation differ only in the forest, the targets and dLoss/dlog-prob.
 
 use crate::device::{Buffer, DeviceRef, Slice, Stream};
-use crate::forest::{Forest, TokenIndex};
+use crate::forest::{Forest, ForestSize, TokenIndex};
 use crate::kernels::{gather, log_softmax};
 use crate::model::backbone::TokenIndexSlices;
 use crate::model::layer::Pass;
@@ -120,6 +120,7 @@ pub struct Sizes {
     pub rows: usize,
     pub targets: usize,
     distinct: usize,
+    forest: ForestSize,
 }
 
 pub struct Engine {
@@ -190,6 +191,7 @@ impl Engine {
             rows: targets.rows.len(),
             targets: targets.len(),
             distinct: self.index.tokens.len(),
+            forest: forest.size(),
         };
         Ok(())
     }
@@ -198,6 +200,7 @@ impl Engine {
     pub fn forward(&self, s: &mut Stream, model: &Model, logp: Slice) {
         let (n, d) = (self.sizes.rows, model.architecture.hidden);
         let head = &self.head;
+        s.forest = self.sizes.forest;
         let pass = model.pass(&self.acts, self.sizes.tokens);
         model.forward(s, &pass, &self.acts, self.acts.hidden);
         gather::gather_rows(

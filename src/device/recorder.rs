@@ -1,0 +1,57 @@
+//! A device that keeps the streams it is given, for benches and for tests of what a step asks of a device.
+
+use super::{Counters, Device, DeviceInfo, DeviceRef, Slice, Stream};
+use anyhow::Result;
+use std::sync::Mutex;
+
+/// Runs everything on another device.
+pub struct Recorder {
+    device: DeviceRef,
+    streams: Mutex<Vec<Stream>>,
+}
+
+impl Recorder {
+    pub fn new(device: DeviceRef) -> Recorder {
+        Recorder {
+            device,
+            streams: Mutex::default(),
+        }
+    }
+
+    /// The streams run since the last call, in order. Their launches may be run again while what allocated their buffers
+    /// is alive.
+    pub fn take(&self) -> Vec<Stream> {
+        std::mem::take(&mut *self.streams.lock().unwrap())
+    }
+}
+
+impl Device for Recorder {
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+
+    fn allocate(&self, label: &str, words: usize) -> Result<u32> {
+        self.device.allocate(label, words)
+    }
+
+    fn release(&self, buffer: u32) {
+        self.device.release(buffer);
+    }
+
+    fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
+        self.device.write(to, data)
+    }
+
+    fn read(&self, from: &[Slice]) -> Result<Vec<Vec<u32>>> {
+        self.device.read(from)
+    }
+
+    fn run(&self, stream: &Stream) -> Result<()> {
+        self.streams.lock().unwrap().push(stream.clone());
+        self.device.run(stream)
+    }
+
+    fn counters(&self) -> Counters {
+        self.device.counters()
+    }
+}
