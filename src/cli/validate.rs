@@ -51,6 +51,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             bare: false,
             // A write out of bounds meets the sentinels around the buffers of the cases.
             exposed: true,
+            timed: false,
         },
     ),
     (
@@ -59,6 +60,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             checked: true,
             bare: true,
             exposed: false,
+            timed: false,
         },
     ),
 ];

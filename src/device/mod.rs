@@ -13,11 +13,13 @@ pub mod recorder;
 pub mod report;
 pub mod shader;
 pub mod stream;
+pub mod timing;
 pub mod trial;
 
 use anyhow::Result;
 use serde::Serialize;
 use std::sync::Arc;
+use timing::Times;
 
 pub use cost::Cost;
 pub use stream::{Access, Args, Binding, Form, Grid, Kernel, Launch, Param, Slice, Stream, Type};
@@ -80,6 +82,11 @@ pub trait Device: Send + Sync {
 
     /// Runs the launches in order. Returns once they are submitted; [`Device::read`] waits for them.
     fn run(&self, stream: &Stream) -> Result<()>;
+
+    /// Runs the launches in order, waits for them, and says how long each took. Slower than [`Device::run`].
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        timing::by_wall_clock(self, stream)
+    }
 
     fn counters(&self) -> Counters;
 }

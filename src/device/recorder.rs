@@ -1,5 +1,6 @@
 //! A device that keeps the streams it is given, for benches and for tests of what a step asks of a device.
 
+use super::timing::Times;
 use super::{Counters, Device, DeviceInfo, DeviceRef, Slice, Stream};
 use anyhow::Result;
 use std::sync::Mutex;
@@ -49,6 +50,10 @@ impl Device for Recorder {
     fn run(&self, stream: &Stream) -> Result<()> {
         self.streams.lock().unwrap().push(stream.clone());
         self.device.run(stream)
+    }
+
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        self.device.time(stream)
     }
 
     fn counters(&self) -> Counters {

@@ -230,6 +230,7 @@ pub mod devices {
             checked: true,
             bare: true,
             exposed: false,
+            timed: false,
         })
     }
 
@@ -237,6 +238,7 @@ pub mod devices {
     pub fn unchecked_gpu() -> DeviceRef {
         gpu(GpuOptions {
             exposed: true,
+            timed: false,
             ..Default::default()
         })
     }

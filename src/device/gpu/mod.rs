@@ -2,7 +2,10 @@
 //! (kernel, buffers); after the first step of a run nothing is created.
 
 mod pipelines;
+mod timing;
 
+use super::stream::Launch;
+use super::timing::{Times, by_wall_clock};
 use super::{Counters, Device, DeviceInfo, Slice, Stream};
 use anyhow::{Context, Result, anyhow, bail};
 use pipelines::{BindGroupKey, Pipeline, bind_group_key};
@@ -23,6 +26,8 @@ pub struct GpuOptions {
     /// it: the sentinels of a test buffer. A binding that ends with the slice would hide the fault, since drivers drop
     /// writes past a binding's end where wgpu asks for robust access (always, on Vulkan). For tests.
     pub exposed: bool,
+    /// Ask for timestamps where the adapter has them, for [`Device::time`].
+    pub timed: bool,
 }
 
 struct State {
@@ -103,8 +108,13 @@ impl Gpu {
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
         }
+        let mut features = wgpu::Features::empty();
+        if options.timed {
+            features |= adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("vstar"),
+            required_features: features,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -159,11 +169,44 @@ impl Gpu {
         }
     }
 
+    /// Puts the parameters of launches in their slots, and makes what they need.
+    fn load(&self, state: &mut State, launches: &[Launch]) -> Result<()> {
+        let slots = launches.len();
+        if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
+            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
+            state.bind_groups.clear();
+        }
+        state.scratch.clear();
+        state.scratch.resize(slots * SLOT_BYTES, 0);
+        for (slot, launch) in state.scratch.chunks_exact_mut(SLOT_BYTES).zip(launches) {
+            let bytes: &[u8] = bytemuck::cast_slice(launch.params());
+            slot[..bytes.len()].copy_from_slice(bytes);
+        }
+        // Ordered on the queue: earlier submissions have read their slots before this copy lands.
+        self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
+        state.counters.bytes_uploaded += state.scratch.len() as u64;
+        for launch in launches {
+            self.prepare(state, launch)?;
+        }
+        Ok(())
+    }
+
     fn wait(&self) -> Result<()> {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
         self.check()
+    }
+}
+
+impl State {
+    /// Encodes a launch that was loaded as number `i`.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass, i: usize, launch: &Launch) {
+        let key = bind_group_key(launch);
+        pass.set_pipeline(&self.pipelines[launch.kernel.name].pipeline);
+        pass.set_bind_group(0, &self.bind_groups[&key], &[(i * SLOT_BYTES) as u32]);
+        let [x, y, z] = launch.grid.dimensions();
+        pass.dispatch_workgroups(x, y, z);
     }
 }
 
@@ -278,43 +321,26 @@ impl Device for Gpu {
             return Ok(());
         }
         let mut state = self.state.lock().unwrap();
-        let state = &mut *state;
-        let slots = stream.launches.len();
-        if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
-            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
-            state.bind_groups.clear();
-        }
-        state.scratch.clear();
-        state.scratch.resize(slots * SLOT_BYTES, 0);
-        for (slot, launch) in state
-            .scratch
-            .chunks_exact_mut(SLOT_BYTES)
-            .zip(&stream.launches)
-        {
-            let bytes: &[u8] = bytemuck::cast_slice(launch.params());
-            slot[..bytes.len()].copy_from_slice(bytes);
-        }
-        // Ordered on the queue: earlier submissions have read their slots before this copy lands.
-        self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
-        for launch in &stream.launches {
-            self.prepare(state, launch)?;
-        }
+        self.load(&mut state, &stream.launches)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for (i, launch) in stream.launches.iter().enumerate() {
-                let key = bind_group_key(launch);
-                pass.set_pipeline(&state.pipelines[launch.kernel.name].pipeline);
-                pass.set_bind_group(0, &state.bind_groups[&key], &[(i * SLOT_BYTES) as u32]);
-                let [x, y, z] = launch.grid.dimensions();
-                pass.dispatch_workgroups(x, y, z);
+                state.dispatch(&mut pass, i, launch);
             }
         }
         self.queue.submit([encoder.finish()]);
         state.counters.submissions += 1;
-        state.counters.launches += slots as u64;
-        state.counters.bytes_uploaded += state.scratch.len() as u64;
+        state.counters.launches += stream.launches.len() as u64;
         self.check()
+    }
+
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        let has = self.device.features();
+        match has.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            true => self.time_by_timestamps(stream),
+            false => by_wall_clock(self, stream),
+        }
     }
 
     fn counters(&self) -> Counters {
