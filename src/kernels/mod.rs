@@ -8,9 +8,11 @@ pub mod attention;
 pub mod beam;
 pub mod candidates;
 pub mod column_sum;
+pub mod copy;
 pub mod embedding;
 pub mod expand;
 pub mod fill;
+pub mod fma;
 pub mod gather;
 pub mod grad_norm;
 pub mod harness;
@@ -49,10 +51,12 @@ pub static ALL: &[&Kernel] = &[
     &beam::BEAM,
     &candidates::CANDIDATES,
     &column_sum::COLUMN_SUM,
+    &copy::COPY,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
     &expand::EXPAND,
     &fill::FILL,
+    &fma::FMA,
     &gather::GATHER_ROWS,
     &gather::SCATTER_ADD_ROWS,
     &grad_norm::FINISH,
@@ -98,9 +102,11 @@ pub static CASES: &[(&str, Cases)] = &[
     ("beam", beam::cases),
     ("candidates", candidates::cases),
     ("column_sum", column_sum::cases),
+    ("copy", copy::cases),
     ("embedding", embedding::cases),
     ("expand", expand::cases),
     ("fill", fill::cases),
+    ("fma", fma::cases),
     ("gather", gather::cases),
     ("grad_norm", grad_norm::cases),
     ("log_softmax", log_softmax::cases),
@@ -276,7 +282,7 @@ mod tests {
     }
 
     /// Kernels that only move or set words.
-    const MOVERS: [&str; 4] = ["embedding", "fill", "gather_rows", "search_begin"];
+    const MOVERS: [&str; 5] = ["copy", "embedding", "fill", "gather_rows", "search_begin"];
 
     #[test]
     fn every_launch_has_a_floor() {

@@ -1,0 +1,106 @@
+//! `y = a y + b`, over and over: what benches measure an adapter's arithmetic by.
+//!
+//! Floor: 2 operations per element and round, 8 bytes per element.
+
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+use rayon::prelude::*;
+
+params! {
+    Params { n: u32, rounds: u32, a: f32, b: f32 }
+}
+
+pub static FMA: Kernel = Kernel {
+    name: "fma",
+    source: include_str!("../../shaders/fma.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![y: Out F32],
+    twin,
+    cost,
+};
+
+/// Elements of a workgroup.
+pub const BLOCK: usize = 2048;
+
+/// `rounds` times `y = a y + b` for each of the first `n` elements, a multiple of [`BLOCK`].
+pub fn fma(s: &mut Stream, y: Slice, n: usize, rounds: u32, [a, b]: [f32; 2]) {
+    assert!(n.is_multiple_of(BLOCK), "whole workgroups only");
+    let params = Params {
+        n: n as u32,
+        rounds,
+        a,
+        b,
+    };
+    s.push(&FMA, &params, &[y], Grid::cover(n, BLOCK));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [n, rounds] = [p.n, p.rounds].map(u64::from);
+    Cost {
+        operations: 2 * n * rounds,
+        bytes: 8 * n,
+    }
+}
+
+fn twin(args: &Args) {
+    // As many chains as registers hold, or the latency of one would be measured.
+    const LANES: usize = 128;
+    let p: Params = args.params();
+    args.f32_mut(0)[..p.n as usize]
+        .par_chunks_exact_mut(BLOCK)
+        .for_each(|block| {
+            for y in block.as_chunks_mut::<LANES>().0 {
+                let mut lanes = *y;
+                for _ in 0..p.rounds {
+                    for v in &mut lanes {
+                        *v = p.a.mul_add(*v, p.b);
+                    }
+                }
+                *y = lanes;
+            }
+        });
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for (blocks, rounds) in [(1, 1), (3, 7), (2, 40)] {
+        let n = blocks * BLOCK;
+        let y = h.random("y", n + 5);
+        fma(h.stream(), y.slice(), n, rounds, [0.75, 0.5]);
+        h.run()?;
+        h.read_u32(&y)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn each_round_is_one_multiply_add() {
+        devices::each(|h| {
+            let y = h.random("y", BLOCK);
+            let round = |v: f64| 0.75 * v + 0.5;
+            let want: Vec<f64> = y
+                .f64()
+                .into_iter()
+                .map(|v| round(round(round(v))))
+                .collect();
+            fma(h.stream(), y.slice(), BLOCK, 3, [0.75, 0.5]);
+            h.run().unwrap();
+            h.expect(&y, &want, 1e-6);
+        });
+    }
+}
