@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
+mod bench;
 mod data;
 mod doctor;
 mod eval;
@@ -51,6 +52,7 @@ enum Command {
     Probe(probe::Args),
     Validate(validate::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -64,6 +66,7 @@ impl Cli {
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Bench(args) => bench::run(args),
         }
     }
 }

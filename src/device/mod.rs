@@ -17,7 +17,7 @@ pub mod timing;
 pub mod trial;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use timing::Times;
 
@@ -32,7 +32,7 @@ pub const ALIGN_WORDS: usize = 64;
 pub const MAX_BUFFER_WORDS: usize = 128 * 1024 * 1024 / 4;
 
 /// What a person needs to know about the device a result came from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeviceInfo {
     /// `cpu`, or the adapter's name.
     pub name: String,
