@@ -57,25 +57,31 @@ fn measure(watch: &Stopwatch, shape: &Shape, name: String, config: &Config) -> R
         .with("us_per_node", 1e6 * searched.median / nodes as f64))
 }
 
-/// Plain decoding, beams, and VED at budgets that double.
-pub fn run(watch: &Stopwatch, shape: &Shape) -> Result<Report> {
-    let mut report = Report::begin("decode", watch)?;
-    let mut cases = Vec::new();
+/// Plain decoding first, then beams, then VED at budgets that double; by name.
+pub fn methods() -> Vec<(String, Config)> {
     let mut plain = Config::default();
     plain.rl.decode = Candidates::Sample;
     plain.rl.group = 1;
-    cases.push(("plain".to_string(), plain));
-    for width in BEAMS {
+    let beam = |width: usize| {
         let mut config = Config::default();
         config.rl.decode = Candidates::Beam;
         config.rl.group = width;
-        cases.push((format!("beam {width}"), config));
-    }
-    for budget in BUDGETS {
+        (format!("beam {width}"), config)
+    };
+    let ved = |budget: usize| {
         let mut config = Config::default();
         config.ved.budget = budget;
-        cases.push((format!("ved {budget}"), config));
-    }
+        (format!("ved {budget}"), config)
+    };
+    let plain = std::iter::once(("plain".to_string(), plain));
+    let methods = plain.chain(BEAMS.map(beam)).chain(BUDGETS.map(ved));
+    methods.collect()
+}
+
+/// Decodes by every one of [`methods`].
+pub fn run(watch: &Stopwatch, shape: &Shape) -> Result<Report> {
+    let mut report = Report::begin("decode", watch)?;
+    let cases = methods();
     let mut progress = Progress::new();
     progress.stage("decode", 0, cases.len() as u64);
     for (number, (name, config)) in (1..).zip(cases) {

@@ -44,24 +44,39 @@ impl Case {
     /// So many readings.
     pub fn readings(&self, watch: &Stopwatch, count: usize) -> Result<Vec<Option<f64>>> {
         let mut stream = Stream::new();
-        let Some(before) = &self.before else {
+        if self.before.is_none() {
             // One more, to warm up.
             stream.launches = vec![self.launch; count + 1];
             return Ok(watch.launches(&stream)?.launches.split_off(1));
-        };
+        }
         stream.launches.push(self.launch);
         let once = || {
-            watch.device.run(before)?;
+            self.prepare(watch)?;
             Ok(watch.launches(&stream)?.launches[0])
         };
         (0..count).map(|_| once()).collect()
+    }
+
+    /// Brings the device to the state the launch needs.
+    pub fn prepare(&self, watch: &Stopwatch) -> Result<()> {
+        match &self.before {
+            Some(before) => watch.whole(before).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs the launch and waits for it.
+    pub fn run(&self, watch: &Stopwatch) -> Result<()> {
+        let mut stream = Stream::new();
+        stream.launches.push(self.launch);
+        watch.whole(&stream).map(drop)
     }
 }
 
 /// The cases of a device, and what holds their buffers.
 pub struct Cases {
     pub list: Vec<Case>,
-    _alive: Vec<Box<dyn Any>>,
+    _alive: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 /// Launches of whole steps: of fine-tuning and of V-STAR with the default settings at a `shape`, a product of two square
@@ -71,7 +86,7 @@ pub fn cases(device: &DeviceRef, shape: &Shape, pattern: &str) -> Result<Cases> 
     let recording: DeviceRef = recorder.clone();
     let mut config = Config::default();
     let mut list = Vec::new();
-    let mut alive: Vec<Box<dyn Any>> = Vec::new();
+    let mut alive: Vec<Box<dyn Any + Send + Sync>> = Vec::new();
 
     let mut sft = FineTuning::new(&recording, shape)?;
     sft.step()?;
