@@ -7,6 +7,7 @@
 // A launch names every slice and size of its kernel, and a struct for each would only repeat the shader's bindings.
 #![allow(clippy::too_many_arguments)]
 
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod config;

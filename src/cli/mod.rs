@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
+mod bench;
 mod data;
 mod doctor;
 mod eval;
@@ -53,6 +54,7 @@ enum Command {
     Probe(probe::Args),
     Validate(validate::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -66,6 +68,7 @@ impl Cli {
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Bench(args) => bench::run(args),
         }
     }
 }
@@ -102,12 +105,15 @@ impl DeviceArgs {
 
     /// Opens the chosen device.
     pub fn open(&self) -> Result<DeviceRef> {
-        let forms = self.form_name()?.map_or(Forms::Measured, Forms::Named);
-        let options = GpuOptions {
-            forms,
+        choose::open(&self.choice(), self.options()?)
+    }
+
+    /// As commands open a GPU. Errors: as [`DeviceArgs::form_name`].
+    fn options(&self) -> Result<GpuOptions> {
+        Ok(GpuOptions {
+            forms: self.form_name()?.map_or(Forms::Measured, Forms::Named),
             ..Default::default()
-        };
-        choose::open(&self.choice(), options)
+        })
     }
 
     /// The form that was asked for. Errors: no kernel has a form of that name.

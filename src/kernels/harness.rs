@@ -258,6 +258,7 @@ pub mod devices {
         bare: true,
         exposed: false,
         forms: Forms::Fixed,
+        timed: false,
     };
 
     /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
@@ -266,6 +267,7 @@ pub mod devices {
         bare: false,
         exposed: true,
         forms: Forms::Fixed,
+        timed: false,
     };
 
     pub fn bare_gpu() -> DeviceRef {
