@@ -12,6 +12,5 @@ pub static WATCH: LazyLock<Stopwatch> = LazyLock::new(|| {
         choice.device = device;
     }
     let device = open(&choice, GpuOptions::default()).expect("VSTAR_DEVICE");
-    println!("{}", device.info());
     Stopwatch::new(device, 1).expect("a clock")
 });
