@@ -32,5 +32,6 @@ fn search(bencher: Bencher, name: &str) {
 }
 
 fn main() {
+    println!("{}", WATCH.device.info());
     divan::main();
 }

@@ -30,5 +30,6 @@ fn launch(bencher: Bencher, name: &str) {
 }
 
 fn main() {
+    println!("{}", WATCH.device.info());
     divan::main();
 }

@@ -36,5 +36,6 @@ fn rl(bencher: Bencher, hidden: usize) {
 }
 
 fn main() {
+    println!("{}", WATCH.device.info());
     divan::main();
 }

@@ -17,6 +17,5 @@ pub static WATCH: LazyLock<Stopwatch> = LazyLock::new(|| {
         ..Default::default()
     };
     let device = open(&choice, options).expect("VSTAR_DEVICE");
-    println!("{}", device.info());
     Stopwatch::new(device, 1).expect("a clock")
 });

@@ -6,7 +6,7 @@ use super::stopwatch::{Stopwatch, Summary};
 use super::workload::{Search, Shape};
 use crate::config::{Candidates, Config};
 use crate::device::recorder::Recorder;
-use crate::device::{DeviceRef, Stream};
+use crate::device::{Cost, DeviceRef, Stream};
 use crate::run::Progress;
 use anyhow::Result;
 use std::fmt::Write;
@@ -34,27 +34,48 @@ fn after_prefill(stream: &Stream) -> [Stream; 2] {
     })
 }
 
-fn measure(watch: &Stopwatch, shape: &Shape, name: String, config: &Config) -> Result<Entry> {
-    let recorder = Arc::new(Recorder::new(watch.device.clone()));
-    let device: DeviceRef = recorder.clone();
-    let mut search = Search::new(&device, shape, config)?;
-    let found = search.run()?;
-    // Without the root, whose pass is the prompt's.
-    let nodes: usize = found.iter().map(|d| d.cost - 1).sum();
-    let stream = recorder.take().remove(0);
-    let [prefill, rest] = after_prefill(&stream);
-    let readings = watch.repeat(|| {
-        let before = watch.whole(&prefill)?;
-        Ok((before, watch.whole(&rest)?))
-    })?;
-    let whole = Summary::of(readings.iter().map(|r| Some(r.0 + r.1)))?;
-    let prefilled = Summary::of(readings.iter().map(|r| Some(r.0)))?;
-    let searched = Summary::of(readings.iter().map(|r| Some(r.1)))?;
-    Ok(Entry::new(name, whole, cost(&[stream]))
-        .with("nodes", nodes as f64)
-        .with("prefill_seconds", prefilled.median)
-        .with("search_seconds", searched.median)
-        .with("us_per_node", 1e6 * searched.median / nodes as f64))
+/// A search that has been recorded.
+struct Recorded {
+    name: String,
+    /// Without the roots, whose pass is the prompts'.
+    nodes: usize,
+    cost: Cost,
+    /// See [`after_prefill`].
+    parts: [Stream; 2],
+    /// Holds the buffers.
+    _search: Search,
+    /// Seconds of both parts.
+    readings: Vec<[f64; 2]>,
+}
+
+impl Recorded {
+    fn new(device: &DeviceRef, shape: &Shape, name: String, config: &Config) -> Result<Recorded> {
+        let recorder = Arc::new(Recorder::new(device.clone()));
+        let recording: DeviceRef = recorder.clone();
+        let mut search = Search::new(&recording, shape, config)?;
+        let found = search.run()?;
+        let stream = recorder.take().remove(0);
+        Ok(Recorded {
+            name: format!("{name} d {} prompts {}", shape.hidden, shape.prompts),
+            nodes: found.iter().map(|d| d.cost - 1).sum(),
+            parts: after_prefill(&stream),
+            cost: cost(&[stream]),
+            _search: search,
+            readings: Vec::new(),
+        })
+    }
+
+    fn entry(self) -> Result<Entry> {
+        let of = |seconds: fn(&[f64; 2]) -> f64| {
+            Summary::of(self.readings.iter().map(|r| Some(seconds(r))))
+        };
+        let searched = of(|r| r[1])?.median;
+        Ok(Entry::new(&self.name, of(|r| r[0] + r[1])?, self.cost)
+            .with("nodes", self.nodes as f64)
+            .with("prefill_seconds", of(|r| r[0])?.median)
+            .with("search_seconds", searched)
+            .with("us_per_node", 1e6 * searched / self.nodes as f64))
+    }
 }
 
 /// Plain decoding first, then beams, then VED at budgets that double; by name.
@@ -78,18 +99,26 @@ pub fn methods() -> Vec<(String, Config)> {
     methods.collect()
 }
 
-/// Decodes by every one of [`methods`].
+/// Decodes by every one of [`methods`], in turns: what slows the machine for a while slows all of them.
 pub fn run(watch: &Stopwatch, shape: &Shape) -> Result<Report> {
     let mut report = Report::begin("decode", watch)?;
-    let cases = methods();
+    let new = |(name, config)| Recorded::new(&watch.device, shape, name, &config);
+    let mut searches: Vec<_> = methods().into_iter().map(new).collect::<Result<_>>()?;
     let mut progress = Progress::new();
-    progress.stage("decode", 0, cases.len() as u64);
-    for (number, (name, config)) in (1..).zip(cases) {
-        let name = format!("{name} d {} prompts {}", shape.hidden, shape.prompts);
-        report.entries.push(measure(watch, shape, name, &config)?);
-        progress.step(number, &[]);
+    progress.stage("decode", 0, watch.repeat as u64);
+    for turn in 1..=watch.repeat {
+        for search in &mut searches {
+            let [prefill, rest] = &search.parts;
+            let seconds = [watch.whole(prefill)?, watch.whole(rest)?];
+            search.readings.push(seconds);
+        }
+        progress.step(turn as u64, &[]);
     }
     progress.finish();
+    report.entries = searches
+        .into_iter()
+        .map(Recorded::entry)
+        .collect::<Result<_>>()?;
     Ok(report)
 }
 

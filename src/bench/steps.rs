@@ -160,16 +160,15 @@ fn measure(watch: &Stopwatch, mut step: Step) -> Result<Entry> {
     Ok(entry)
 }
 
-/// Steps at each width.
-pub fn run(watch: &Stopwatch, shape: &Shape, widths: &[usize]) -> Result<Report> {
+/// Steps of each shape.
+pub fn run(watch: &Stopwatch, shapes: &[Shape]) -> Result<Report> {
     let mut report = Report::begin("steps", watch)?;
     let mut progress = Progress::new();
-    progress.stage("steps", 0, 3 * widths.len() as u64);
+    progress.stage("steps", 0, 3 * shapes.len() as u64);
     let mut done = 0;
-    for &hidden in widths {
-        let shape = Shape { hidden, ..*shape };
+    for shape in shapes {
         for make in [sft, rl, ved] {
-            report.entries.push(make(watch, &shape)?);
+            report.entries.push(make(watch, shape)?);
             done += 1;
             progress.step(done, &[]);
         }

@@ -4,6 +4,7 @@ use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
 
 use super::DeviceArgs;
@@ -57,6 +58,10 @@ struct Kernels {
     #[arg(long, value_name = "D", default_value_t = 128, value_parser = width())]
     hidden: u64,
 
+    /// Documents of a fine-tuning step, and prompts of a rollout
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch())]
+    batch: u64,
+
     #[command(flatten)]
     common: Common,
 }
@@ -74,6 +79,10 @@ struct Steps {
     /// Width of the model; may be given several times [default: 128 and 256]
     #[arg(long, value_name = "D", value_parser = width())]
     hidden: Vec<u64>,
+
+    /// Documents of a fine-tuning step, and prompts of a rollout
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch())]
+    batch: u64,
 
     /// Instead, time per token against every size, beside the operations predicted
     #[arg(long, conflicts_with = "hidden")]
@@ -98,15 +107,15 @@ struct Steps {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  vstar bench decode --device gpu --prompts 64 --hidden 256")]
+  vstar bench decode --device gpu --batch 64 --hidden 256")]
 struct Decode {
     /// Width of the model
     #[arg(long, value_name = "D", default_value_t = 256, value_parser = width())]
     hidden: u64,
 
     /// Prompts decoded together
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u64).range(1..=4096))]
-    prompts: u64,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch())]
+    batch: u64,
 
     #[command(flatten)]
     common: Common,
@@ -138,9 +147,12 @@ struct Common {
     device: DeviceArgs,
 }
 
+fn batch() -> RangedU64ValueParser {
+    value_parser!(u64).range(1..=4096)
+}
+
 /// Four heads of even width.
-fn width() -> impl clap::builder::TypedValueParser<Value = u64> {
-    use clap::builder::TypedValueParser;
+fn width() -> impl TypedValueParser<Value = u64> {
     value_parser!(u64).range(8..=1024).try_map(|hidden| {
         let fits = hidden.is_multiple_of(8);
         fits.then_some(hidden).ok_or("a width is a multiple of 8")
@@ -168,37 +180,43 @@ impl Common {
     }
 }
 
+/// The default shape but for its width and its batches.
+fn shape(hidden: u64, batch: u64) -> Shape {
+    Shape {
+        hidden: hidden as usize,
+        documents: batch as usize,
+        prompts: batch as usize,
+        ..Shape::default()
+    }
+}
+
 /// Measures or compares.
+///
+/// # Errors
+/// No such device or kernel, no room on the device, or reports that cannot be read or compared.
 pub fn run(args: Args) -> Result<()> {
-    let base = Shape::default();
     match args.what {
         What::Kernels(args) => {
-            let shape = Shape {
-                hidden: args.hidden as usize,
-                documents: 64,
-                ..base
-            };
+            let shape = shape(args.hidden, args.batch);
             let report = kernels::run(&args.common.watch()?, &shape, &args.kernel)?;
             args.common.show(&report, kernels::table(&report))
         }
         What::Steps(args) if args.scaling => {
+            let base = shape(128, args.batch);
             let report = scaling::run(&args.common.watch()?, &base, args.largest)?;
             args.common.show(&report, scaling::table(&report))
         }
         What::Steps(args) => {
-            let mut widths: Vec<usize> = args.hidden.iter().map(|&d| d as usize).collect();
-            if widths.is_empty() {
-                widths = vec![128, 256];
-            }
-            let report = steps::run(&args.common.watch()?, &base, &widths)?;
+            let widths = match args.hidden.as_slice() {
+                [] => vec![128, 256],
+                given => given.to_vec(),
+            };
+            let shapes: Vec<_> = widths.iter().map(|&d| shape(d, args.batch)).collect();
+            let report = steps::run(&args.common.watch()?, &shapes)?;
             args.common.show(&report, steps::table(&report))
         }
         What::Decode(args) => {
-            let shape = Shape {
-                hidden: args.hidden as usize,
-                prompts: args.prompts as usize,
-                ..base
-            };
+            let shape = shape(args.hidden, args.batch);
             let report = decode::run(&args.common.watch()?, &shape)?;
             args.common.show(&report, decode::table(&report))
         }
