@@ -216,6 +216,17 @@ impl Forest {
         self.rows[row as usize].q_end = self.rows.len() as u32;
     }
 
+    /// Its exact size.
+    pub fn size(&self) -> ForestSize {
+        // A node sees its prompt and its ancestors, so as many keys as its position says.
+        let seen = |r: &Row| (r.kv_end - r.kv_begin).max(r.position + 1) as u64;
+        ForestSize {
+            rows: self.len() as u64,
+            keys: self.len() as u64,
+            pairs: self.rows.iter().map(seen).sum(),
+        }
+    }
+
     /// The rows as words, ready for upload.
     pub fn row_words(&self) -> &[u32] {
         bytemuck::cast_slice(&self.rows)
@@ -231,33 +242,46 @@ impl Forest {
     }
 }
 
-/// Positions grouped by token, for the deterministic embedding gradient: row `order[k]` for k in
-/// `starts[u]..starts[u + 1]` holds `tokens[u]`.
-#[derive(Clone, Debug, Default)]
-pub struct TokenIndex {
-    pub order: Vec<u32>,
-    pub starts: Vec<u32>,
-    pub tokens: Vec<u32>,
+/// How much a pass runs over, or bounds on it: what attention costs depends on it, and it is in no launch's parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForestSize {
+    /// Tokens T.
+    pub rows: u64,
+    /// Distinct slots that the rows attend to.
+    pub keys: u64,
+    /// Attended (row, key) pairs A.
+    pub pairs: u64,
 }
 
-impl TokenIndex {
-    /// Rebuilds the index for a forest.
-    pub fn rebuild(&mut self, forest: &Forest) {
-        self.order.clear();
-        self.order.extend(0..forest.len() as u32);
-        // Stable: rows of one token stay in row order, which fixes the order of the sum.
-        self.order
-            .sort_by_key(|&row| forest.rows[row as usize].token);
-        self.starts.clear();
-        self.tokens.clear();
-        for (k, &row) in self.order.iter().enumerate() {
-            let token = forest.rows[row as usize].token;
-            if self.tokens.last() != Some(&token) {
-                self.tokens.push(token);
-                self.starts.push(k as u32);
-            }
+impl ForestSize {
+    /// The last rows alone of `prompts` prompts.
+    pub fn ends(self, prompts: usize) -> ForestSize {
+        ForestSize {
+            rows: prompts as u64,
+            pairs: self.keys,
+            ..self
         }
-        self.starts.push(forest.len() as u32);
+    }
+
+    /// The trees alone that hang from `prompts` prompts, if each has `widths[l]` nodes at depth l + 1.
+    pub fn trees(self, prompts: usize, widths: &[usize]) -> ForestSize {
+        let prompts = prompts as u64;
+        let nodes = prompts * widths.iter().map(|&n| n as u64).sum::<u64>();
+        let seen = |(depth, &n): (u64, &usize)| n as u64 * (self.keys + prompts * depth);
+        ForestSize {
+            rows: nodes,
+            keys: self.keys + nodes,
+            pairs: (1..).zip(widths).map(seen).sum(),
+        }
+    }
+
+    /// Prompts together with trees that hang from them.
+    pub fn and(self, trees: ForestSize) -> ForestSize {
+        ForestSize {
+            rows: self.rows + trees.rows,
+            keys: trees.keys,
+            pairs: self.pairs + trees.pairs,
+        }
     }
 }
 
@@ -339,6 +363,7 @@ mod tests {
                     .collect();
                 forest.push(&prompt, &nodes, attention);
             }
+            let mut pairs = 0;
             for (i, query) in forest.rows.iter().enumerate() {
                 let chain = ancestors(&forest, i);
                 for (j, key) in forest.rows.iter().enumerate() {
@@ -346,19 +371,10 @@ mod tests {
                         || chain.contains(&(j as u32));
                     let listed = (key.q_begin..key.q_end).contains(&(i as u32));
                     assert_eq!(attends, listed, "{attention:?}: row {i} and row {j}");
+                    pairs += attends as u64;
                 }
             }
+            assert_eq!(forest.size().pairs, pairs);
         }
-    }
-
-    #[test]
-    fn token_index_groups_rows() {
-        let mut forest = Forest::new();
-        forest.push_prompt(&[3, 1, 3, 2], PromptAttention::Causal);
-        let mut index = TokenIndex::default();
-        index.rebuild(&forest);
-        assert_eq!(index.tokens, [1, 2, 3]);
-        assert_eq!(index.starts, [0, 1, 2, 4]);
-        assert_eq!(index.order, [1, 3, 0, 2]);
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
+mod bench;
 mod data;
 mod doctor;
 mod eval;
@@ -55,6 +56,7 @@ enum Command {
     Validate(validate::Args),
     Tune(tune::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -69,6 +71,7 @@ impl Cli {
             Command::Validate(args) => validate::run(args),
             Command::Tune(args) => tune::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Bench(args) => bench::run(args),
         }
     }
 }
@@ -105,12 +108,15 @@ impl DeviceArgs {
 
     /// Opens the chosen device.
     pub fn open(&self) -> Result<DeviceRef> {
-        let forms = self.form_name()?.map_or(Forms::Measured, Forms::Named);
-        let options = GpuOptions {
-            forms,
+        choose::open(&self.choice(), self.options()?)
+    }
+
+    /// As commands open a GPU. Errors: as [`DeviceArgs::form_name`].
+    fn options(&self) -> Result<GpuOptions> {
+        Ok(GpuOptions {
+            forms: self.form_name()?.map_or(Forms::Measured, Forms::Named),
             ..Default::default()
-        };
-        choose::open(&self.choice(), options)
+        })
     }
 
     /// The form that was asked for. Errors: no kernel has a form of that name.

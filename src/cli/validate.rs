@@ -53,6 +53,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             // A write out of bounds meets the sentinels around the buffers of the cases.
             exposed: true,
             forms: Forms::Fixed,
+            timed: false,
         },
     ),
     (
@@ -62,6 +63,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             bare: true,
             exposed: false,
             forms: Forms::Fixed,
+            timed: false,
         },
     ),
 ];

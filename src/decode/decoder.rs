@@ -5,7 +5,7 @@ use super::{
     TrieBuffers,
 };
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
-use crate::forest::{Forest, PromptAttention, Row, Span};
+use crate::forest::{Forest, ForestSize, PromptAttention, Row, Span};
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
 use crate::kernels::expand::{self, Expand, expand};
 use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
@@ -25,9 +25,9 @@ pub struct Decoder {
     pub(super) plan: Plan,
     pub(super) buffers: Buffers,
     capacity: Capacity,
-    /// The prompts last uploaded: their number, and their rows.
+    /// The prompts last uploaded: their number, and their rows, inactive ones included.
     prompts: usize,
-    tokens: usize,
+    size: ForestSize,
     forest: Forest,
 }
 
@@ -139,7 +139,7 @@ impl Decoder {
             buffers,
             capacity,
             prompts: 0,
-            tokens: 0,
+            size: ForestSize::default(),
             forest: Forest::new(),
         })
     }
@@ -190,8 +190,10 @@ impl Decoder {
             .collect();
         let ends: Vec<u32> = documents.iter().map(|d| d.root() as u32).collect();
         let end_rows: Vec<Row> = ends.iter().map(|&e| self.forest.rows[e as usize]).collect();
-        self.tokens = tokens.next_multiple_of(ALIGN_WORDS);
-        self.forest.rows.resize(self.tokens, Row::INACTIVE);
+        self.size = self.forest.size();
+        let padded = tokens.next_multiple_of(ALIGN_WORDS);
+        self.forest.rows.resize(padded, Row::INACTIVE);
+        self.size.rows = padded as u64;
         self.device.write(rows, self.forest.row_words())?;
         self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
         self.buffers.prompt_ends.write_u32(&ends)?;
@@ -208,7 +210,8 @@ impl Decoder {
         Prefill {
             prompts,
             rows,
-            tokens: self.tokens,
+            tokens: self.size.rows as usize,
+            size: self.size,
             parent: on.parent.all(),
             ends: on.prompt_ends.first(prompts),
             end_rows: on.end_rows.first(prompts * Row::WORDS),
@@ -298,16 +301,22 @@ impl Decoder {
         }
     }
 
-    /// Runs the first `n` rows the search wrote and scores their children.
+    /// Runs the first `n` rows the search wrote, nodes at most `depth` deep, and scores their children.
     pub(super) fn run_rows(
         &self,
         s: &mut Stream,
         model: &dyn DecodeModel,
-        n: usize,
+        (n, depth): (usize, usize),
         top: usize,
         leaves: bool,
     ) {
         let on = &self.buffers;
+        let (prompts, each) = (self.prompts as u64, (n / self.prompts) as u64);
+        s.forest = ForestSize {
+            rows: n as u64,
+            keys: self.size.keys + prompts * self.plan.nodes as u64,
+            pairs: each * (self.size.keys + prompts * depth as u64),
+        };
         let hidden = on.hidden.first(n * model.hidden());
         let value = on.value.first(n);
         let wanted = self.is_valued().then_some(value);

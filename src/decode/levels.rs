@@ -19,7 +19,8 @@ impl Decoder {
             self.grow(s, entries, depth, run, step);
             if run {
                 let top = if depth < levels { self.top(depth) } else { 0 };
-                self.run_rows(s, model, self.prompts() * width, top, depth == levels);
+                let rows = (self.prompts() * width, depth);
+                self.run_rows(s, model, rows, top, depth == levels);
             }
             entries = width;
         }

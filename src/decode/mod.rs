@@ -21,6 +21,7 @@ pub use plan::Plan;
 pub use trie_buffers::TrieBuffers;
 
 use crate::device::{ALIGN_WORDS, Slice, Stream};
+use crate::forest::ForestSize;
 
 /// What decoding needs of a model.
 pub trait DecodeModel {
@@ -61,6 +62,7 @@ pub struct Prefill {
     /// The prompts' rows, packed from row and slot 0 on, with inactive rows up to a multiple of 64.
     pub rows: Slice,
     pub tokens: usize,
+    pub size: ForestSize,
     pub parent: Slice,
     /// u32 `[B]`: each prompt's last row, and `[B, ROW]`: those rows' records.
     pub ends: Slice,

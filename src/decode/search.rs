@@ -115,6 +115,7 @@ impl DecodeModel for Runner<'_> {
         let pass = self
             .model
             .pass(prompts.rows, prompts.parent, prompts.tokens);
+        s.forest = prompts.size;
         self.model.forward(s, &pass, acts, acts.hidden);
         gather_rows(s, acts.hidden, prompts.ends, hidden, n, a.hidden);
         if let Some(value) = value {
@@ -126,6 +127,7 @@ impl DecodeModel for Runner<'_> {
                 q: queries,
                 ..self.acts.value_block
             };
+            s.forest = prompts.size.ends(n);
             let ends = self.model.pass(prompts.end_rows, prompts.parent, n);
             self.model.value(s, &ends, &block, &self.acts.value, value);
         }

@@ -34,7 +34,8 @@ impl Decoder {
             };
             let inputs = [on.child_logp.all(), self.trie.words(), on.table.all()];
             ved_select(s, inputs, on.search(), params);
-            self.run_rows(s, model, self.prompts() * plan.round, 0, false);
+            let rows = (self.prompts() * plan.round, plan.run_levels);
+            self.run_rows(s, model, rows, 0, false);
         }
     }
 }

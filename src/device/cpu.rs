@@ -1,11 +1,13 @@
 //! The CPU device: runs each launch's twin; the twins share it out among [`threads`].
 
 use super::stream::MAX_BINDINGS;
+use super::timing::{Clock, Times, plausible};
 use super::{
     Args, Counters, Device, DeviceInfo, Memory as Bytes, Reading, Slice, Stream, Word, threads,
 };
 use anyhow::{Result, anyhow};
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// 64-byte chunks, so that every buffer (and every aligned slice) starts on a cache line.
 #[derive(Clone, Copy)]
@@ -71,6 +73,23 @@ impl Cpu {
             state: Mutex::default(),
         }
     }
+
+    /// Calls the twins in order, and `after` after each.
+    fn execute(&self, stream: &Stream, mut after: impl FnMut()) {
+        let mut state = self.state.lock().unwrap();
+        state.counters.submissions += 1;
+        state.counters.launches += stream.launches.len() as u64;
+        for launch in &stream.launches {
+            let launch = &launch.resolved(|word| state.word(word));
+            let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
+            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
+                *slot = (state.pointer(slice), slice.len as usize);
+            }
+            // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
+            (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
+            after();
+        }
+    }
 }
 
 impl Device for Cpu {
@@ -133,19 +152,23 @@ impl Device for Cpu {
     }
 
     fn run(&self, stream: &Stream) -> Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.counters.submissions += 1;
-        state.counters.launches += stream.launches.len() as u64;
-        for launch in &stream.launches {
-            let launch = &launch.resolved(|word| state.word(word));
-            let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
-            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
-                *slot = (state.pointer(slice), slice.len as usize);
-            }
-            // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
-            (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
-        }
+        self.execute(stream, || ());
         Ok(())
+    }
+
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        let started = Instant::now();
+        let (mut last, mut launches) = (started, Vec::with_capacity(stream.launches.len()));
+        self.execute(stream, || {
+            let now = Instant::now();
+            launches.push(plausible((now - last).as_secs_f64(), f64::INFINITY));
+            last = now;
+        });
+        Ok(Times {
+            clock: Clock::Wall,
+            launches,
+            wall: started.elapsed().as_secs_f64(),
+        })
     }
 
     fn counters(&self) -> Counters {

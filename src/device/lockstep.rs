@@ -134,6 +134,7 @@ impl Device for Lockstep {
         for (number, launch) in stream.launches.iter().enumerate() {
             let one = Stream {
                 launches: vec![*launch],
+                ..Stream::default()
             };
             self.reference.run(&one)?;
             self.subject.run(&one)?;
@@ -192,6 +193,10 @@ impl Device for Lockstep {
 
     fn choose(&self, choices: &Choices) {
         self.subject.choose(choices);
+    }
+
+    fn insist(&self, form: Option<&'static str>) {
+        self.subject.insist(form);
     }
 }
 

@@ -5,25 +5,30 @@
 //! above this room (model, decoders, trainer) is written once, against streams.
 
 pub mod choose;
+pub mod cost;
 pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
 pub mod planner;
+pub mod recorder;
 pub mod report;
 pub mod shader;
 pub mod size;
 pub mod stream;
 pub mod threads;
+pub mod timing;
 pub mod trial;
 pub mod tuning;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use timing::Times;
 
+pub use cost::Cost;
 pub use size::{Size, Word};
 pub use stream::{
-    Access, Args, Binding, Cost, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Pushed, Slice,
+    Access, Args, Binding, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Pushed, Slice,
     Stream, Type,
 };
 
@@ -37,7 +42,7 @@ pub const ALIGN_WORDS: usize = 64;
 pub const MAX_BUFFER_WORDS: usize = 128 * 1024 * 1024 / 4;
 
 /// What a person needs to know about the device a result came from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeviceInfo {
     /// `cpu`, or the adapter's name.
     pub name: String,
@@ -127,6 +132,11 @@ pub trait Device: Send + Sync {
     /// Runs the launches in order. Returns once they are submitted; [`Device::read`] waits for them.
     fn run(&self, stream: &Stream) -> Result<()>;
 
+    /// Runs the launches in order, waits for them, and says how long each took. Slower than [`Device::run`].
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        timing::by_wall_clock(self, stream)
+    }
+
     fn counters(&self) -> Counters;
 
     /// Bytes of the buffers that are alive, and the most there were.
@@ -144,6 +154,9 @@ pub trait Device: Send + Sync {
 
     /// Makes these choices; what they do not cover is still measured. Those that no longer fit are ignored.
     fn choose(&self, _choices: &Choices) {}
+
+    /// From now on runs every launch that the form of this name fits in that form; `None`: as chosen. For measurements.
+    fn insist(&self, _form: Option<&'static str>) {}
 }
 
 /// Words on their way to the host.

@@ -1,7 +1,9 @@
 //! Kernels, launches and streams: what the model records and a device runs.
 
 use super::ALIGN_WORDS;
+use super::cost::Cost;
 use super::size::{Patch, Size, Value, Word};
+use crate::forest::ForestSize;
 use bytemuck::Pod;
 use std::cell::Cell;
 
@@ -51,8 +53,8 @@ pub struct Kernel {
     pub bindings: &'static [Binding],
     /// Computes the same outputs from the same inputs.
     pub twin: fn(&Args),
-    /// The floor of one launch, given its parameter words.
-    pub cost: fn(&[u32]) -> Cost,
+    /// The floor of one launch.
+    pub cost: fn(&Launch) -> Cost,
 }
 
 /// The name of the form that is a kernel's own text.
@@ -117,20 +119,6 @@ pub enum Home {
     Hardware,
     /// Both.
     Any,
-}
-
-/// What a launch cannot do without: arithmetic operations (a fused multiply-add counts two), and bytes if every operand
-/// is read or written once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    pub operations: u64,
-    pub bytes: u64,
-}
-
-impl Cost {
-    pub fn unstated(_: &[u32]) -> Cost {
-        Cost::default()
-    }
 }
 
 impl Kernel {
@@ -229,6 +217,8 @@ pub struct Launch {
     pub(crate) params: [u32; MAX_PARAM_WORDS],
     pub(crate) slices: [Slice; MAX_BINDINGS],
     pub grid: Grid,
+    /// What the stream said of the pass it belongs to.
+    pub forest: ForestSize,
     /// (parameter word, what the device puts there).
     patches: [Option<(u8, Patch)>; MAX_PATCHES],
 }
@@ -238,8 +228,18 @@ impl Launch {
         &self.params[..self.kernel.params.len()]
     }
 
+    /// The parameters as the kernel's own struct.
+    pub fn read_params<P: Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(self.params()))
+    }
+
     pub fn slices(&self) -> &[Slice] {
         &self.slices[..self.kernel.bindings.len()]
+    }
+
+    /// The floor of this launch; an upper bound of it where the device knows a length.
+    pub fn cost(&self) -> Cost {
+        (self.kernel.cost)(self)
     }
 
     pub(super) fn patches(&self) -> impl Iterator<Item = (usize, Patch)> + '_ {
@@ -300,6 +300,8 @@ impl Pushed<'_> {
 #[derive(Clone, Default)]
 pub struct Stream {
     pub launches: Vec<Launch>,
+    /// Of the pass being recorded; only costs depend on it.
+    pub forest: ForestSize,
 }
 
 impl Stream {
@@ -362,6 +364,7 @@ impl Stream {
             params: [0; MAX_PARAM_WORDS],
             slices: [slices[0]; MAX_BINDINGS],
             grid,
+            forest: self.forest,
             patches: [None; MAX_PATCHES],
         };
         launch.params[..words.len()].copy_from_slice(words);
@@ -394,7 +397,7 @@ impl<'a> Args<'a> {
     }
 
     pub fn params<P: Pod>(&self) -> P {
-        bytemuck::pod_read_unaligned(bytemuck::cast_slice(self.launch.params()))
+        self.launch.read_params()
     }
 
     fn view<T: Pod>(&self, binding: usize, access: Access) -> (*mut T, usize) {

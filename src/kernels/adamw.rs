@@ -9,7 +9,7 @@
 //! Floor: 14n operations, 28n bytes.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -55,7 +55,7 @@ pub static ADAMW: Kernel = Kernel {
         norm: In F32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Updates `param`, `m` and `v` (all [n]) from `grad` [n] and `norm`, what [`super::grad_norm::finish`] wrote.
@@ -79,6 +79,14 @@ pub fn step(
     };
     let slices = [param, grad, m, v, norm];
     stream.push(&ADAMW, &params, &slices, Grid::cover(n, 256));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: 14 * n,
+        bytes: 28 * n,
+    }
 }
 
 fn twin(args: &Args) {

@@ -3,7 +3,7 @@
 //! Floor: 1 operation and 12 bytes per element.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -21,7 +21,7 @@ pub static ADD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: In F32, z: Out F32],
     twin: add_twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 pub static ADD_IN_PLACE: Kernel = Kernel {
@@ -33,7 +33,7 @@ pub static ADD_IN_PLACE: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
     twin: add_in_place_twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// `z = x + y`, `n` elements.
@@ -54,6 +54,14 @@ pub fn add_in_place(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
 
 /// Elements per task of the twins.
 const CHUNK: usize = 16 * 1024;
+
+fn cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: n,
+        bytes: 12 * n,
+    }
+}
 
 fn add_twin(args: &Args) {
     let n = args.params::<Params>().n as usize;

@@ -5,12 +5,13 @@
 //! `A(h, v) = (Rbar(v) - mean) / (std + 1e-4)` over the distinct children of h, std of the population; 0 where h has one
 //! child. Equal rewards give exactly 0 (what [`super::objective::Hyper::mask_zero_variance`] looks for).
 //!
-//! Floor: G reads per candidate, (children of the parent) x G per node: some ten thousand operations per prompt. One
-//! invocation per candidate and per node recomputes its group's moments: cheaper than a second launch.
+//! Floor: 6 operations per candidate and 2 G + 6 per node (each moment taken once); 4 bytes per candidate in and out, 4 per
+//! entry of `cand_node`, 24 per node. One invocation per candidate and per node recomputes its group's moments, some ten
+//! thousand operations per prompt: cheaper than a second launch.
 
 use super::tree_tables::{Candidates, NONE, Shape};
 use crate::device::threads::{chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -48,7 +49,7 @@ pub static ADVANTAGE: Kernel = Kernel {
         node_reward: Out F32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Length of `advantages`.
@@ -118,6 +119,16 @@ impl Moments {
     }
 }
 
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [group, nodes] = [p.group, p.nodes].map(u64::from);
+    let candidates = p.prompts as u64 * group;
+    let entries = candidates * p.levels as u64;
+    Cost {
+        operations: 6 * candidates + (2 * group + 6) * nodes,
+        bytes: 4 * (2 * candidates + entries + 6 * nodes),
+    }
+}
 /// Nodes per task of the twin.
 const NODES_PER_TASK: usize = 32;
 

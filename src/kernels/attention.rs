@@ -6,8 +6,9 @@
 //! `ds = p (d_o . v - delta)`, `delta = o . d_o`, `dq = ds k / sqrt(hd)`, `dk = sum ds q / sqrt(hd)`,
 //! `dv = sum p d_o`. A row of `dkv` belongs to one owner that sums over the rows `q_begin .. q_end`: a fixed order.
 //!
-//! Floor for A attended (row, key) pairs: forward 4 A H hd operations, backward 14 A H hd (with one recomputation in
-//! each of its two parts); each of q, kv, o and their gradients once, 4 bytes an element. Short documents are bound by
+//! Floor for A attended (row, key) pairs ([`ForestSize`], which the parameters do not hold):
+//! forward 4 A H hd operations, backward 14 A H hd (6 for dq and 8 for dk and dv, the scores recomputed in each) and
+//! 2 T H hd for delta; each of q, kv, o and their gradients once, 4 bytes an element. Short documents are bound by
 //! launches and latency, which is why one workgroup of 64 owns a (row, head): enough groups at any batch, few barriers.
 //! The `direct` forms, for SIMD on the host's processor, have none: an invocation owns columns of a (row, head).
 
@@ -15,9 +16,11 @@ mod twin;
 
 use super::harness::{Harness, TestBuffer};
 use super::rows::{Dims, NONE, Row};
-use crate::device::{Cost, Form, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::forest::ForestSize;
 use crate::{bindings, params};
 use anyhow::Result;
+use std::iter::successors;
 
 params! {
     Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32 }
@@ -55,7 +58,7 @@ pub static FORWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
     twin: twin::forward,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static DELTA: Kernel = Kernel {
@@ -67,7 +70,7 @@ pub static DELTA: Kernel = Kernel {
     params: DeltaParams::FIELDS,
     bindings: bindings![o: In F32, d_o: In F32, delta: Out F32],
     twin: twin::delta,
-    cost: Cost::unstated,
+    cost: delta_cost,
 };
 
 pub static BACKWARD_QUERY: Kernel = Kernel {
@@ -84,7 +87,7 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
         rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
     ],
     twin: twin::backward_query,
-    cost: Cost::unstated,
+    cost: backward_query_cost,
 };
 
 pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
@@ -101,7 +104,7 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
         rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
     ],
     twin: twin::backward_key_value,
-    cost: Cost::unstated,
+    cost: backward_key_value_cost,
 };
 
 /// The widest head: four columns for each of a workgroup's 64 lanes.
@@ -197,9 +200,73 @@ pub fn backward(s: &mut Stream, on: Backward, dims: impl Into<Dims<Size>>, first
         .size("tokens", dims.tokens);
 }
 
+/// What the costs have in common: attended pairs times H hd, and the words of queries, of keys and values that are
+/// attended to, of a number per query and head, and of row records.
+fn sizes(forest: ForestSize, [tokens, queries, heads, kv_heads, width]: [u32; 5]) -> [u64; 5] {
+    let [queries, keys, width] = [queries * heads, 2 * kv_heads, width].map(u64::from);
+    [
+        forest.pairs * heads as u64 * width,
+        queries * width,
+        forest.keys * keys * width,
+        queries,
+        tokens as u64 * Row::WORDS as u64,
+    ]
+}
+
+impl Params {
+    fn sizes(&self, forest: ForestSize) -> [u64; 5] {
+        let of = [
+            self.tokens,
+            self.tokens,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+        ];
+        sizes(forest, of)
+    }
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let [pairs, q, kv, lse, rows] = launch.read_params::<Params>().sizes(launch.forest);
+    Cost {
+        operations: 4 * pairs,
+        bytes: 4 * (2 * q + kv + lse + rows),
+    }
+}
+
+fn delta_cost(launch: &Launch) -> Cost {
+    let p: DeltaParams = launch.read_params();
+    let vectors = p.vectors as u64;
+    let n = vectors * p.head_dim as u64;
+    Cost {
+        operations: 2 * n,
+        bytes: 4 * (2 * n + vectors),
+    }
+}
+
+fn backward_query_cost(launch: &Launch) -> Cost {
+    let [pairs, q, kv, lse, rows] = launch.read_params::<Params>().sizes(launch.forest);
+    Cost {
+        operations: 6 * pairs,
+        bytes: 4 * (3 * q + kv + 2 * lse + rows),
+    }
+}
+
+fn backward_key_value_cost(launch: &Launch) -> Cost {
+    let p: KeyValueParams = launch.read_params();
+    let queries = p.tokens - p.first_query;
+    let of = [p.tokens, queries, p.heads, p.kv_heads, p.head_dim];
+    let [pairs, q, kv, lse, rows] = sizes(launch.forest, of);
+    Cost {
+        operations: 8 * pairs,
+        bytes: 4 * (2 * q + 2 * kv + 2 * lse + rows),
+    }
+}
+
 /// The buffers of one forward and backward, on random data.
 struct Case {
     dims: Dims,
+    size: ForestSize,
     rows: TestBuffer,
     parent: TestBuffer,
     q: TestBuffer,
@@ -216,8 +283,16 @@ impl Case {
     fn new(h: &mut Harness, rows: &[Row], parent: &[u32], dims: Dims) -> Self {
         assert_eq!(rows.len(), dims.tokens);
         let (q, lse) = (dims.tokens * dims.q_width(), dims.tokens * dims.heads);
+        let up = |slot: u32| (slot != NONE).then_some(slot);
+        let chain = |r: &Row| successors(up(r.chain), |&slot| up(parent[slot as usize])).count();
+        let seen = |r: &Row| (r.kv_end - r.kv_begin) as u64 + chain(r) as u64;
         Case {
             dims,
+            size: ForestSize {
+                rows: rows.len() as u64,
+                keys: parent.len() as u64,
+                pairs: rows.iter().map(seen).sum(),
+            },
             rows: h.u32("rows", bytemuck::cast_slice(rows)),
             parent: h.u32("parent", parent),
             q: h.random("q", q),
@@ -235,10 +310,12 @@ impl Case {
         let [rows, parent, q, kv] =
             [&self.rows, &self.parent, &self.q, &self.kv].map(|b| b.slice());
         let (o, lse) = (self.o.slice(), self.lse.slice());
+        s.forest = self.size;
         forward(s, rows, parent, q, kv, o, lse, self.dims);
     }
 
     fn backward(&self, s: &mut Stream, first: usize) {
+        s.forest = self.size;
         let on = Backward {
             rows: self.rows.slice(),
             parent: self.parent.slice(),

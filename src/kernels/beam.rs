@@ -5,13 +5,14 @@
 //! nodes are numbered in it. Their rows and entries (`width` per prompt, inactive past the last candidate) are written
 //! for the next forward; `run` says whether there is one, which is what costs.
 //!
-//! Floor: reads 8 bytes per candidate. Ranks are counted, `entries log(top)` loads per candidate in parallel; the twin
+//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)` loads per candidate in parallel; the twin
 //! sorts.
 
 use super::search::{
-    FIXTURE_SLOTS, Fixture, NONE, SearchSlices, Shape, Trie, each_prompt, header, stat,
+    FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, SearchSlices, Shape, Trie, each_prompt, header,
+    stat,
 };
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -36,12 +37,22 @@ pub static BEAM: Kernel = Kernel {
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Grows every prompt's tree by one level. `inputs`: `top_edge`, `top_logp`, `trie`.
 pub fn beam(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
     s.push(&BEAM, &p, &on.after(inputs), Grid(p.prompts));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let prompts = p.prompts as u64;
+    let candidates = prompts * p.entries as u64 * p.top as u64;
+    Cost {
+        operations: 2 * candidates,
+        bytes: 8 * candidates + prompts * p.width as u64 * NEW_NODE_BYTES,
+    }
 }
 
 /// Log-prob of the prefix, token, entry, place among the best children.

@@ -9,11 +9,12 @@
 //! depth 0 ..= L; then sid and tokens of each candidate. `scores`: f32 `[B, goal, 2 + L]`: log-prob, value, log-prob per
 //! level. Past the last candidate both are left as they were.
 //!
-//! Floor: a scan of the tree per candidate; one invocation per prompt.
+//! Floor: a scan of the tree per candidate, 2 operations a node; the tree, its stats and log-probs read once. One
+//! invocation per prompt.
 
 use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat};
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -41,7 +42,7 @@ pub static CANDIDATES: Kernel = Kernel {
         picked: Out U32, scores: Out F32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// The buffers of [`candidates`], in the kernel's order.
@@ -178,6 +179,24 @@ impl Selection<'_> {
             .inspect(|&(node, edge, logp)| self.pick(node, edge, logp, best))
             .is_some()
     }
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [nodes, fanout, goal] = [p.nodes, p.fanout, p.goal].map(u64::from);
+    // Ordered decoders keep no log-probs per node, and take their candidates from the end of the tree.
+    let [scanned, kept] = if p.ordered != 0 {
+        [goal, 0]
+    } else {
+        [nodes * goal, nodes * fanout]
+    };
+    let words = picked_words(p.levels as usize, goal as usize) as u64;
+    let scores = goal * (2 + p.levels as u64);
+    let read = nodes * (RECORD + STATS) as u64 + kept;
+    Cost {
+        operations: 2 * scanned,
+        bytes: 4 * (read + words + scores),
+    } * p.prompts as u64
 }
 
 fn twin(args: &Args) {

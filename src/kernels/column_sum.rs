@@ -3,7 +3,7 @@
 //! Floor: 1 operation and 4 bytes per element of x.
 
 use crate::device::threads::{chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -22,7 +22,7 @@ pub static COLUMN_SUM: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, out: Out F32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// `out[columns] = column sums of x[rows, columns]`, added to what `out` holds if `accumulate`.
@@ -46,6 +46,15 @@ pub fn column_sum(
 
 /// Columns per task of the twin.
 const CHUNK: usize = 128;
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [rows, columns, accumulate] = [p.rows, p.columns, p.accumulate].map(u64::from);
+    Cost {
+        operations: rows * columns,
+        bytes: 4 * columns * (rows + 1 + accumulate),
+    }
+}
 
 fn twin(args: &Args) {
     let p: Params = args.params();

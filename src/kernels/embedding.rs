@@ -2,10 +2,13 @@
 //! gradient `d_table[token, :] += sum of d_out[t, :] over the rows t that hold the token`.
 //!
 //! The rows are sorted by token first ([`super::token_order`]), so that each row of the table has one owner: no atomics,
-//! one order of addition. Floor: 8 bytes per element, 1 operation backward.
+//! one order of addition.
+//!
+//! Floor: forward 8 bytes per element; backward, for T rows, 1 operation per element and 4 bytes, and 8 more for the rows of
+//! the table, at most T of them; 4 bytes per row for each list.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::math::axpy;
 use crate::kernels::token_order;
@@ -28,7 +31,7 @@ pub static EMBEDDING: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![table: In F32, rows: In U32, out: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static EMBEDDING_BACKWARD: Kernel = Kernel {
@@ -40,7 +43,7 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![d_out: In F32, rows: In U32, order: In U32, d_table: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 /// `out[tokens, width]` from `table` `[vocabulary, width]` and the `rows` of the pass.
@@ -82,6 +85,25 @@ pub fn backward(
     let grid = Grid::cover(tokens.max * width, 256);
     s.push(&EMBEDDING_BACKWARD, &params, &slices, grid)
         .size("tokens", tokens);
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [tokens, width] = [p.tokens, p.width].map(u64::from);
+    Cost {
+        operations: 0,
+        bytes: 8 * tokens * width + 4 * tokens,
+    }
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [tokens, width] = [p.tokens, p.width].map(u64::from);
+    let table = launch.slices()[3].len as u64 / width;
+    Cost {
+        operations: tokens * width,
+        bytes: 4 * ((tokens + 2 * tokens.min(table)) * width + 2 * tokens),
+    }
 }
 
 fn forward_twin(args: &Args) {

@@ -9,14 +9,15 @@
 //!
 //! Values that are not finite become -1e30: a diverged model is noticed by its loss, and still spells valid SIDs.
 //!
-//! Floor: V exponentials and 4 V bytes read per row. The order of the children is found by counting, for each, those
+//! Floor per row, taking all to be active, with a whole fanout of children: 5 (V + fanout) operations, and 4 (V + fanout +
+//! 2 top) bytes beside its record. The order of the children is found by counting, for each, those
 //! before it: children^2 comparisons, no barrier, no sorting network; codebooks have a few hundred codes.
 
 use super::log_softmax::{row_max, row_sums};
 use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -42,7 +43,7 @@ pub static EXPAND: Kernel = Kernel {
         child_logp: Out F32, stats: Out F32, top_edge: Out U32, top_logp: Out F32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// The buffers of one [`expand`].
@@ -77,6 +78,16 @@ pub fn expand(s: &mut Stream, on: Expand, p: Params) {
         on.top_logp,
     ];
     s.push(&EXPAND, &p, &slices, Grid(p.rows));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [vocab, fanout, top] = [p.vocab, p.fanout, p.top].map(u64::from);
+    let stats = STATS as u64;
+    Cost {
+        operations: 5 * (vocab + fanout),
+        bytes: 4 * (vocab + fanout + 2 * top + stats + 2),
+    } * p.rows as u64
 }
 
 fn finite(x: f32) -> f32 {

@@ -3,7 +3,7 @@
 //! Floor: 0 operations, 4 bytes written per element.
 
 use crate::device::threads::{chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -22,7 +22,7 @@ pub static FILL: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![y: Out U32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Sets every word of `y` to `value`.
@@ -39,6 +39,13 @@ pub fn fill_u32(stream: &mut Stream, y: Slice, value: u32) {
 /// Sets every element of `y` to `value`.
 pub fn fill_f32(stream: &mut Stream, y: Slice, value: f32) {
     fill_u32(stream, y, value.to_bits());
+}
+
+fn cost(launch: &Launch) -> Cost {
+    Cost {
+        operations: 0,
+        bytes: 4 * launch.read_params::<Params>().n as u64,
+    }
 }
 
 fn twin(args: &Args) {

@@ -4,7 +4,7 @@
 //! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -14,7 +14,12 @@ params! {
     Params { rows: u32, width: u32 }
 }
 
-const fn kernel(name: &'static str, entry: &'static str, twin: fn(&Args)) -> Kernel {
+const fn kernel(
+    name: &'static str,
+    entry: &'static str,
+    twin: fn(&Args),
+    cost: fn(&Launch) -> Cost,
+) -> Kernel {
     Kernel {
         name,
         source: include_str!("../../shaders/gather.wgsl"),
@@ -24,12 +29,17 @@ const fn kernel(name: &'static str, entry: &'static str, twin: fn(&Args)) -> Ker
         params: Params::FIELDS,
         bindings: bindings![src: In F32, index: In U32, dst: Out F32],
         twin,
-        cost: Cost::unstated,
+        cost,
     }
 }
 
-pub static GATHER_ROWS: Kernel = kernel("gather_rows", "gather", gather_twin);
-pub static SCATTER_ADD_ROWS: Kernel = kernel("gather_scatter_add", "scatter_add", scatter_add_twin);
+pub static GATHER_ROWS: Kernel = kernel("gather_rows", "gather", gather_twin, gather_cost);
+pub static SCATTER_ADD_ROWS: Kernel = kernel(
+    "gather_scatter_add",
+    "scatter_add",
+    scatter_add_twin,
+    scatter_add_cost,
+);
 
 fn push(s: &mut Stream, kernel: &'static Kernel, slices: [Slice; 3], rows: Size, width: usize) {
     let params = Params {
@@ -62,6 +72,24 @@ pub fn scatter_add_rows(
     width: usize,
 ) {
     push(s, &SCATTER_ADD_ROWS, [src, index, dst], rows.into(), width);
+}
+
+fn gather_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [rows, width] = [p.rows, p.width].map(u64::from);
+    Cost {
+        operations: 0,
+        bytes: rows * (8 * width + 4),
+    }
+}
+
+fn scatter_add_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [rows, width] = [p.rows, p.width].map(u64::from);
+    Cost {
+        operations: rows * width,
+        bytes: rows * (12 * width + 4),
+    }
 }
 
 fn gather_twin(args: &Args) {

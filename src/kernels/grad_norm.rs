@@ -11,7 +11,7 @@
 //! Floor: 2n operations, 4n bytes.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
@@ -37,7 +37,7 @@ pub static PARTIAL: Kernel = Kernel {
     params: PartialParams::FIELDS,
     bindings: bindings![g: In F32, partials: Out F32],
     twin: partial_twin,
-    cost: Cost::unstated,
+    cost: partial_cost,
 };
 
 pub static FINISH: Kernel = Kernel {
@@ -49,7 +49,7 @@ pub static FINISH: Kernel = Kernel {
     params: FinishParams::FIELDS,
     bindings: bindings![partials: In F32, out: Out F32],
     twin: finish_twin,
-    cost: Cost::unstated,
+    cost: finish_cost,
 };
 
 /// Number of partial sums of a tensor of `n` elements.
@@ -96,6 +96,22 @@ pub fn finish(
         ln_beta2,
     };
     stream.push(&FINISH, &params, &[partials, out], Grid(1));
+}
+
+fn partial_cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<PartialParams>().n as usize;
+    Cost {
+        operations: 2 * n as u64,
+        bytes: 4 * (n + partial_count(n)) as u64,
+    }
+}
+
+fn finish_cost(launch: &Launch) -> Cost {
+    let count = launch.read_params::<FinishParams>().count as u64;
+    Cost {
+        operations: count,
+        bytes: 4 * (count + 1 + WORDS as u64),
+    }
 }
 
 fn partial_twin(args: &Args) {

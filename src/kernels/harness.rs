@@ -269,6 +269,7 @@ pub mod devices {
         bare: true,
         exposed: false,
         forms: Forms::Fixed,
+        timed: false,
     };
 
     /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
@@ -277,6 +278,7 @@ pub mod devices {
         bare: false,
         exposed: true,
         forms: Forms::Fixed,
+        timed: false,
     };
 
     pub fn bare_gpu() -> DeviceRef {

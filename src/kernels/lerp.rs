@@ -3,7 +3,7 @@
 //! Floor: 3 operations and 12 bytes per element.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -21,7 +21,7 @@ pub static LERP: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Moves `y` towards `x`, both [n]; `share` 1 copies.
@@ -32,6 +32,14 @@ pub fn lerp(s: &mut Stream, x: Slice, y: Slice, share: f32, n: usize) {
 
 /// Elements per task of the twin.
 const CHUNK: usize = 16 * 1024;
+
+fn cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: 3 * n,
+        bytes: 12 * n,
+    }
+}
 
 fn twin(args: &Args) {
     let p: Params = args.params();

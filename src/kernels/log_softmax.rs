@@ -11,11 +11,12 @@
 //! vocabulary (`NONE`) has log-probability 0 and no gradient.
 //!
 //! Floor: forward 5 NV operations, one exponential each, 4 NV bytes read (the second pass finds a row in cache);
-//! backward 3 NV operations, 8 NV bytes. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
+//! backward 3 NV operations, 8 NV bytes; beside them 12 and 8 bytes a row. The targets, some bytes a row, are not counted:
+//! the parameters do not tell K. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
 //! lanes that a small vocabulary does not drown in barriers on software adapters.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::{MASKED, exp};
 use crate::{bindings, params};
@@ -45,7 +46,7 @@ pub static FORWARD: Kernel = Kernel {
         logp: Out F32,
     ],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -63,7 +64,7 @@ pub static BACKWARD: Kernel = Kernel {
         g: In F32,
     ],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 /// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
@@ -109,6 +110,24 @@ pub fn backward(
     stream
         .push(&BACKWARD, &params, &slices, Grid(rows.max as u32))
         .size("rows", rows);
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [rows, vocab] = [p.rows, p.vocab].map(u64::from);
+    Cost {
+        operations: 5 * rows * vocab,
+        bytes: 4 * rows * (vocab + 3),
+    }
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [rows, vocab] = [p.rows, p.vocab].map(u64::from);
+    Cost {
+        operations: 3 * rows * vocab,
+        bytes: 4 * rows * (2 * vocab + 2),
+    }
 }
 
 /// Independent running values, so that reductions vectorise in a fixed order.

@@ -6,8 +6,8 @@
 //! | NN   | [m, k] | [k, n] | `dX = dY W`                    |
 //! | TN   | [k, m] | [k, n] | `dW += dY^T X`                 |
 //!
-//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes. Besides the portable text (`shaders/matmul.wgsl`, 8 x 4 outputs
-//! per invocation in registers, no workgroup memory) there are forms for
+//! Floor: 2 m n k operations; 4 (m k + n k + m n) bytes, and 4 m n more to add to C or 4 n for a bias. Besides the
+//! portable text (`shaders/matmul.wgsl`, 8 x 4 outputs per invocation in registers, no workgroup memory) there are forms for
 //!
 //! - hardware: `tiled` and `tiled_small` pass 64 x 64 or 32 x 32 tiles through workgroup memory, each operand being
 //!   read once per tile row; `thin` shares one sum between invocations where there are few rows or columns;
@@ -15,7 +15,7 @@
 //!
 //! All but `thin` add a sum's terms in the order of k, one fused multiply-add each. The twin is [`matmul_cpu`]'s.
 
-use crate::device::{self, Args, Cost, Grid, Home, Kernel, Size, Slice, Stream};
+use crate::device::{self, Args, Cost, Grid, Home, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -199,7 +199,7 @@ const fn kernel(
         params: Params::FIELDS,
         bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
         twin,
-        cost: Cost::unstated,
+        cost,
     }
 }
 
@@ -264,6 +264,20 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start:
     s.push(kernel, &params, &slices, grid)
         .size("m", dims.m)
         .size("k", dims.k);
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
+    let start = match p.start {
+        start if start == Start::Zero as u32 => 0,
+        start if start == Start::Bias as u32 => n,
+        _ => m * n,
+    };
+    Cost {
+        operations: 2 * m * n * k,
+        bytes: 4 * (m * k + n * k + m * n + start),
+    }
 }
 
 fn twin(form: Form, args: &Args) {

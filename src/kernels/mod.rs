@@ -8,9 +8,11 @@ pub mod attention;
 pub mod beam;
 pub mod candidates;
 pub mod column_sum;
+pub mod copy;
 pub mod embedding;
 pub mod expand;
 pub mod fill;
+pub mod fma;
 pub mod gather;
 pub mod grad_norm;
 pub mod harness;
@@ -54,10 +56,12 @@ pub static ALL: &[&Kernel] = &[
     &beam::BEAM,
     &candidates::CANDIDATES,
     &column_sum::COLUMN_SUM,
+    &copy::COPY,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
     &expand::EXPAND,
     &fill::FILL,
+    &fma::FMA,
     &gather::GATHER_ROWS,
     &gather::SCATTER_ADD_ROWS,
     &grad_norm::FINISH,
@@ -117,9 +121,11 @@ pub static CASES: &[(&str, Cases)] = &[
     ("beam", beam::cases),
     ("candidates", candidates::cases),
     ("column_sum", column_sum::cases),
+    ("copy", copy::cases),
     ("embedding", embedding::cases),
     ("expand", expand::cases),
     ("fill", fill::cases),
+    ("fma", fma::cases),
     ("gather", gather::cases),
     ("grad_norm", grad_norm::cases),
     ("lerp", lerp::cases),
@@ -181,9 +187,11 @@ macro_rules! bindings {
 mod tests {
     use super::*;
     use crate::device::cpu::Cpu;
+    use crate::device::recorder::Recorder;
     use crate::device::shader::expand_includes;
     use crate::device::{Access, Type};
     use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     fn scalar_type(scalar: Scalar) -> Type {
@@ -338,6 +346,35 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), ALL.len(), "kernel names are unique");
+    }
+
+    /// Kernels that only move or set words.
+    const MOVERS: [&str; 5] = ["copy", "embedding", "fill", "gather_rows", "search_begin"];
+
+    #[test]
+    fn every_launch_has_a_floor() {
+        let recorder = Arc::new(Recorder::new(Arc::new(Cpu::new())));
+        let mut met = BTreeSet::new();
+        for (_, cases) in CASES {
+            cases(&mut Harness::new(recorder.clone())).unwrap();
+            for launch in recorder.take().iter().flat_map(|s| &s.launches) {
+                let (kernel, cost) = (launch.kernel, launch.cost());
+                met.insert(kernel.name);
+                assert!(cost.bytes > 0, "{kernel:?}");
+                let moves = MOVERS.contains(&kernel.name);
+                assert_eq!(cost.operations == 0, moves, "{kernel:?} {launch:?}");
+                // The cases bind slices of the sizes a launch needs; what is added to is moved twice.
+                let bindings = kernel.bindings.iter().zip(launch.slices());
+                let most: u64 = bindings
+                    .map(|(b, slice)| (4 + 4 * (b.access == Access::Out) as u64) * slice.len as u64)
+                    .sum();
+                // A row of the rotary table or of the embedding is read by every row that needs it.
+                let again = kernel.name.starts_with("rope") || kernel.name == "embedding";
+                assert!(cost.bytes <= most || again, "{kernel:?}: {cost:?}, {most}");
+            }
+        }
+        let all: BTreeSet<_> = ALL.iter().map(|kernel| kernel.name).collect();
+        assert_eq!(met, all);
     }
 
     #[test]

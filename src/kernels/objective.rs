@@ -16,11 +16,12 @@
 //! in `grpo`, but r is the candidate's: `exp` of the mean of `lp - lp_old` along its path. Candidates all have L tokens,
 //! so without absent candidates the first three coincide.
 //!
-//! Floor: 2 exponentials and about 20 G operations per node, 60 bytes per node. The sums go through `terms` and
+//! Floor: about 20 operations per node and per candidate and level; 68 bytes per node (three log-probs, an advantage, its
+//! record, `g`, [`TERMS`]), 4 per candidate and level and per candidate. The sums go through `terms` and
 //! [`super::reduce::columns`], in a fixed order.
 
 use super::tree_tables::{Candidates, NONE, Shape};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::{math, reduce};
 use crate::{bindings, params};
@@ -91,7 +92,7 @@ pub static OBJECTIVE: Kernel = Kernel {
         terms: Out F32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Columns of `terms`, and words of the sums.
@@ -203,6 +204,16 @@ impl Metrics {
             clip_high: sums[4] / tokens,
             ratio: sums[5] / tokens,
         }
+    }
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [levels, nodes] = [p.levels, p.nodes].map(u64::from);
+    let candidates = p.prompts as u64 * p.group as u64;
+    Cost {
+        operations: 20 * (candidates * levels + nodes),
+        bytes: 4 * (candidates * (levels + 1) + (9 + TERMS as u64) * nodes),
     }
 }
 

@@ -4,7 +4,7 @@
 //! Floor: 2 operations and 8 bytes, or 1 and 4, per element. One workgroup per sum in a fixed order and no scratch: the
 //! sums of a step have a few thousand terms ([`super::grad_norm`] has the two-stage form for millions).
 
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math;
 use crate::{bindings, params};
@@ -23,7 +23,7 @@ pub static DOT: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, w: In F32, out: Out F32],
     twin,
-    cost: Cost::unstated,
+    cost: dot_cost,
 };
 
 params! {
@@ -39,7 +39,7 @@ pub static COLUMNS: Kernel = Kernel {
     params: ColumnParams::FIELDS,
     bindings: bindings![x: In F32, out: Out F32],
     twin: columns_twin,
-    cost: Cost::unstated,
+    cost: columns_cost,
 };
 
 /// Writes the dot product of the first `n` elements of `x` and `w` to `out[0]`.
@@ -61,6 +61,23 @@ pub fn columns(stream: &mut Stream, x: Slice, out: Slice, rows: impl Into<Size>,
     stream
         .push(&COLUMNS, &params, &[x, out], Grid(columns as u32))
         .size("rows", rows);
+}
+
+fn dot_cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: 2 * n,
+        bytes: 8 * n + 4,
+    }
+}
+
+fn columns_cost(launch: &Launch) -> Cost {
+    let p: ColumnParams = launch.read_params();
+    let [rows, columns] = [p.rows, p.columns].map(u64::from);
+    Cost {
+        operations: rows * columns,
+        bytes: 4 * (rows + 1) * columns,
+    }
 }
 
 fn columns_twin(args: &Args) {

@@ -5,13 +5,14 @@
 //! `dx = rstd * (w * dy - x * rstd^2 * m)`, `dw = sum over vectors of dy * x * rstd`.
 //!
 //! Floor for n elements: forward 4n operations and 8n bytes; backward 8n and 12n (16n when it accumulates); weight
-//! gradient 3n and 8n. One workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There,
+//! gradient 3n and 8n; beside them one number per vector and one per column, and the weight gradient's partial sums. One
+//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There,
 //! the `direct` forms do without it: an invocation owns a vector.
 
 use super::harness::Harness;
 use super::math::{dot, fold};
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -79,6 +80,15 @@ impl Heads {
     fn span(&self) -> usize {
         self.rows.saturating_sub(1) * self.stride + self.offset + self.per_row * self.dim
     }
+
+    /// So many operations and moved words per element, one word per vector and one per column.
+    fn cost(&self, operations: u64, words: u64) -> Cost {
+        let [vectors, dim] = [self.vectors(), self.dim].map(|n| n as u64);
+        Cost {
+            operations: operations * vectors * dim,
+            bytes: 4 * (words * vectors * dim + vectors + dim),
+        }
+    }
 }
 
 /// The parameters of a kernel over [`Heads`]: where the vectors are, then the fields of its own.
@@ -137,7 +147,7 @@ pub static FORWARD: Kernel = Kernel {
     params: ForwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, y: Out F32, rstd: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -151,7 +161,7 @@ pub static BACKWARD: Kernel = Kernel {
     params: BackwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In F32, dx: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 pub static BACKWARD_IN_PLACE: Kernel = Kernel {
@@ -163,7 +173,7 @@ pub static BACKWARD_IN_PLACE: Kernel = Kernel {
     params: InPlaceParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, g: Out F32],
     twin: backward_in_place_twin,
-    cost: Cost::unstated,
+    cost: backward_in_place_cost,
 };
 
 pub static WEIGHT_PARTIAL: Kernel = Kernel {
@@ -175,7 +185,7 @@ pub static WEIGHT_PARTIAL: Kernel = Kernel {
     params: PartialParams::FIELDS,
     bindings: bindings![x: In F32, rstd: In F32, dy: In F32, partial: Out F32],
     twin: weight_partial_twin,
-    cost: Cost::unstated,
+    cost: weight_partial_cost,
 };
 
 pub static WEIGHT_SUM: Kernel = Kernel {
@@ -187,7 +197,7 @@ pub static WEIGHT_SUM: Kernel = Kernel {
     params: SumParams::FIELDS,
     bindings: bindings![partial: In F32, dw: Out F32],
     twin: weight_sum_twin,
-    cost: Cost::unstated,
+    cost: weight_sum_cost,
 };
 
 /// Normalises the vectors of `x` into the same places of `y`, whose other words stay; `rstd`: `[rows * per_row]`,
@@ -284,6 +294,38 @@ pub fn weight_gradient(
         Grid::cover(heads.dim, 64),
     )
     .size("chunks", chunks);
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let heads = launch.read_params::<ForwardParams>().heads();
+    heads.cost(4, 2)
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let p: BackwardParams = launch.read_params();
+    p.heads().cost(8, 3 + p.accumulate as u64)
+}
+
+fn backward_in_place_cost(launch: &Launch) -> Cost {
+    let heads = launch.read_params::<InPlaceParams>().heads();
+    heads.cost(8, 3)
+}
+
+fn weight_partial_cost(launch: &Launch) -> Cost {
+    let p: PartialParams = launch.read_params();
+    let partial = (p.vectors.div_ceil(p.chunk) - 1) as u64 * p.dim as u64;
+    let mut cost = p.heads().cost(3, 2);
+    cost.bytes += 4 * partial;
+    cost
+}
+
+fn weight_sum_cost(launch: &Launch) -> Cost {
+    let p: SumParams = launch.read_params();
+    let [chunks, dim] = [p.chunks, p.dim].map(u64::from);
+    Cost {
+        operations: chunks * dim,
+        bytes: 4 * (chunks + 2) * dim,
+    }
 }
 
 fn forward_twin(args: &Args) {

@@ -3,7 +3,7 @@
 //!
 //! Floor: about 40 integer operations, 24 bytes written per index.
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::rng;
 use crate::{bindings, params};
@@ -23,7 +23,7 @@ pub static RNG: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![words: Out U32, units: Out F32, gumbels: Out F32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// For each index below `n`: the four words (`words` [n, 4]), and the first of them as a uniform (`units` [n]) and as
@@ -31,6 +31,17 @@ pub static RNG: Kernel = Kernel {
 pub fn draw(stream: &mut Stream, params: Params, words: Slice, units: Slice, gumbels: Slice) {
     let grid = Grid::cover(params.n as usize, 64);
     stream.push(&RNG, &params, &[words, units, gumbels], grid);
+}
+
+/// Integer operations of one draw.
+pub(super) const DRAW_OPERATIONS: u64 = 40;
+
+fn cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: DRAW_OPERATIONS * n,
+        bytes: 24 * n,
+    }
 }
 
 fn twin(args: &Args) {

@@ -5,12 +5,13 @@
 //! from a table made on the host in f64: GPUs' own are not accurate at large angles. The gradient is the inverse
 //! rotation.
 //!
-//! Floor: 3 operations per rotated element; each element read once and written once (8 bytes), the table beside it.
+//! Floor: 3 operations per rotated element; each element read once and written once (8 bytes), a record and hd words of the
+//! table per row.
 
 use super::harness::Harness;
 use super::rows::{Dims, NONE, Row, records};
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -33,7 +34,7 @@ pub static FORWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, qk: In F32, qkv: In F32, q: Out F32, kv: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 pub static BACKWARD: Kernel = Kernel {
@@ -45,7 +46,7 @@ pub static BACKWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, dq: In F32, dkv: In F32, dqkv: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 impl Params {
@@ -120,6 +121,17 @@ pub fn backward(
     let slices = [rows, table, dq, dkv, dqkv];
     s.push(&BACKWARD, &Params::new(dims), &slices, grid(dims))
         .size("tokens", dims.tokens);
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let dims = launch.read_params::<Params>().dims();
+    let [tokens, width, head_dim] =
+        [dims.tokens, dims.qkv_width(), dims.head_dim].map(|n| n as u64);
+    let rotated = (dims.q_width() + dims.kv_width() / 2) as u64;
+    Cost {
+        operations: 3 * tokens * rotated,
+        bytes: 4 * tokens * (2 * width + head_dim + Row::WORDS as u64),
+    }
 }
 
 /// Pairs whose sines and cosines are parted at a time.

@@ -5,10 +5,14 @@
 //! `child_logp` (`[n, fanout]`). The draw of child `c` for sample `j` is word 0 of the generator at (key, step, document,
 //! `draws + j * fanout + c`). Samples may coincide; each has nodes of its own.
 //!
-//! Floor: two logarithms per child and sample.
+//! Floor, all nodes having a whole fanout of children: a draw, two logarithms and two operations per child and sample; 4
+//! bytes per child of an entry, a node and a row written per sample.
 
-use super::search::{FIXTURE_SLOTS, Fixture, SearchSlices, Shape, Trie, each_prompt, header, node};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use super::rng::DRAW_OPERATIONS;
+use super::search::{
+    FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, SearchSlices, Shape, Trie, each_prompt, header, node,
+};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
 use anyhow::Result;
@@ -33,12 +37,21 @@ pub static SAMPLE: Kernel = Kernel {
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Grows every sample by one token. `inputs`: `child_logp`, `trie`.
 pub fn sample(s: &mut Stream, inputs: [Slice; 2], on: SearchSlices, p: Params) {
     s.push(&SAMPLE, &p, &on.after(inputs), Grid(p.prompts));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [width, entries, fanout] = [p.width, p.entries, p.fanout].map(u64::from);
+    Cost {
+        operations: width * fanout * (DRAW_OPERATIONS + 4),
+        bytes: 4 * entries * fanout + width * NEW_NODE_BYTES,
+    } * p.prompts as u64
 }
 
 fn twin(args: &Args) {

@@ -21,7 +21,7 @@
 //! Node `i` of prompt `b` has the cache slot `slot_base + b * M + i`; the root's is never written (its keys and values
 //! are the prompt's).
 
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::rng::Rng;
@@ -33,6 +33,8 @@ pub const NONE: u32 = u32::MAX;
 pub const RECORD: usize = 8;
 /// Floats of a node.
 pub const STATS: usize = 5;
+/// Bytes written for a new node that is run: its record, stats, parent link, row and entry.
+pub(super) const NEW_NODE_BYTES: u64 = 4 * (2 * RECORD + STATS + 1 + 2) as u64;
 
 /// Words of a header.
 pub mod header {
@@ -230,7 +232,7 @@ pub static SEARCH_BEGIN: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![prompt: In U32, tree: Out U32, stats: Out F32, entry: Out U32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Plants a root for each prompt. `prompt`: u32 `[B, 3]`, its cache slots `[kv_begin, kv_end)` and document id. Writes
@@ -250,6 +252,14 @@ pub fn search_begin(
     };
     let grid = Grid::cover(prompts, 64);
     s.push(&SEARCH_BEGIN, &params, &[prompt, tree, stats, entry], grid);
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let prompts = launch.read_params::<Params>().prompts as u64;
+    Cost {
+        operations: 0,
+        bytes: 4 * prompts * (3 + 2 * RECORD + STATS + 2) as u64,
+    }
 }
 
 fn twin(args: &Args) {

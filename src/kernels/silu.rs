@@ -1,10 +1,10 @@
 //! SiLU, `y = x sigmoid(x)` (Elfwing et al., arXiv 1702.03118), between the value head's layers, and its gradient
 //! `dx = dy s (1 + x (1 - s))` with `s = sigmoid(x)`.
 //!
-//! Floor: one exponential and 8 bytes per element (12 backward).
+//! Floor per element: 4 operations, one of them an exponential, and 8 bytes; backward 8 and 12.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -23,7 +23,7 @@ pub static SILU: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static SILU_BACKWARD: Kernel = Kernel {
@@ -35,7 +35,7 @@ pub static SILU_BACKWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![x: In F32, dy: In F32, dx: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 /// `y = silu(x)`, `n` elements.
@@ -59,6 +59,22 @@ pub fn backward(s: &mut Stream, x: Slice, dy: Slice, dx: Slice, n: impl Into<Siz
 #[inline(always)]
 pub(super) fn slope(x: f32, s: f32) -> f32 {
     s * (1.0 + x * (1.0 - s))
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: 4 * n,
+        bytes: 8 * n,
+    }
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let n = launch.read_params::<Params>().n as u64;
+    Cost {
+        operations: 8 * n,
+        bytes: 12 * n,
+    }
 }
 
 /// Elements per task of the twins.

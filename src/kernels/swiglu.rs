@@ -1,11 +1,11 @@
 //! SwiGLU (Shazeer, arXiv 2002.05202): `out = silu(gate) * up` with gate and up side by side in one product's output
 //! `gate_up` `[rows, 2 f]` (gate first). Gradients: `d_gate = d_out up silu'(gate)`, `d_up = d_out silu(gate)`.
 //!
-//! Floor: one exponential and 12 bytes per output element (20 backward).
+//! Floor per output element: 5 operations, one of them an exponential, and 12 bytes; backward 11 and 20.
 
 use super::silu::slope;
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -28,7 +28,7 @@ pub static SWIGLU: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, out: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: forward_cost,
 };
 
 pub static SWIGLU_BACKWARD: Kernel = Kernel {
@@ -44,7 +44,7 @@ pub static SWIGLU_BACKWARD: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, d_out: In F32, d_gate_up: Out F32],
     twin: backward_twin,
-    cost: Cost::unstated,
+    cost: backward_cost,
 };
 
 fn params(rows: Size, f: usize) -> Params {
@@ -76,6 +76,24 @@ pub fn backward(
     let grid = Grid::cover(rows.max * f, 256);
     s.push(&SWIGLU_BACKWARD, &params(rows, f), &slices, grid)
         .size("rows", rows);
+}
+
+fn forward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let n = p.rows as u64 * p.f as u64;
+    Cost {
+        operations: 5 * n,
+        bytes: 12 * n,
+    }
+}
+
+fn backward_cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let n = p.rows as u64 * p.f as u64;
+    Cost {
+        operations: 11 * n,
+        bytes: 20 * n,
+    }
 }
 
 /// Rows per task of the twins.

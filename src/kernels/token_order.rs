@@ -4,7 +4,7 @@
 //! A row's place is the number of rows that come before it. Floor: T^2 comparisons, a fraction of a percent of a forward
 //! pass for any T a batch has; 8 T bytes.
 
-use crate::device::{Args, Cost, Grid, Kernel, Size, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::rows::{Row, records};
 use crate::{bindings, params};
@@ -23,7 +23,7 @@ pub static TOKEN_ORDER: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, order: Out U32],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// `order` [T]: the rows (`[T, 8]` and more words) by token.
@@ -35,6 +35,14 @@ pub fn token_order(s: &mut Stream, rows: Slice, order: Slice, tokens: impl Into<
     let grid = Grid::cover(tokens.max, 64);
     s.push(&TOKEN_ORDER, &params, &[rows, order], grid)
         .size("tokens", tokens);
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let tokens = launch.read_params::<Params>().tokens as u64;
+    Cost {
+        operations: tokens * tokens,
+        bytes: 8 * tokens,
+    }
 }
 
 fn twin(args: &Args) {

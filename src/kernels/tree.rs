@@ -9,12 +9,13 @@
 //! `asked`: u32 `[B, ASKED + L]`: the prompt's first row and the one past its last, the target's SID, its worth (bits),
 //! the target's tokens. `picked` is what [`super::candidates`] wrote.
 //!
-//! Floor: G^2 L steps per prompt in one invocation: latency, not throughput, and little beside a forward pass.
+//! Floor: G^2 L operations per prompt, in one invocation: latency, not throughput, and little beside a forward pass; what is
+//! read and written once, as if no candidates shared a node.
 
 use super::candidates::{SUMMARY, picked_words};
 use super::harness::{Harness, TestBuffer};
 use super::rows::{NONE, Row};
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::rng::Rng;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -61,7 +62,7 @@ pub static TREE_SIZES: Kernel = Kernel {
     params: SizesParams::FIELDS,
     bindings: bindings![picked: In U32, rewards: In F32, sizes: Out U32],
     twin: sizes_twin,
-    cost: Cost::unstated,
+    cost: sizes_cost,
 };
 
 pub static TREE_PACK: Kernel = Kernel {
@@ -76,7 +77,7 @@ pub static TREE_PACK: Kernel = Kernel {
         tables: Out U32, rows: Out U32, parent: Out U32, figures: Out F32,
     ],
     twin: pack_twin,
-    cost: Cost::unstated,
+    cost: pack_cost,
 };
 
 /// Per prompt what [`SIZES`] says, from `picked` and `rewards` [B, G].
@@ -111,6 +112,30 @@ pub fn pack(s: &mut Stream, on: Pack, p: PackParams) {
         on.picked, on.asked, on.rewards, on.sizes, on.tables, on.rows, on.parent, on.figures,
     ];
     s.push(&TREE_PACK, &p, &slices, grid);
+}
+
+/// Of counting or packing: `read` words per prompt beside `picked` and the rewards, `entry` per candidate and level.
+fn cost([prompts, group, levels]: [u32; 3], read: usize, entry: usize) -> Cost {
+    let picked = picked_words(levels as usize, group as usize);
+    let words = picked + group as usize + read + (group * levels) as usize * entry;
+    Cost {
+        operations: (group * group * levels) as u64,
+        bytes: 4 * words as u64,
+    } * prompts as u64
+}
+
+fn sizes_cost(launch: &Launch) -> Cost {
+    let p: SizesParams = launch.read_params();
+    cost([p.prompts, p.group, p.levels], SIZES, 0)
+}
+
+fn pack_cost(launch: &Launch) -> Cost {
+    let p: PackParams = launch.read_params();
+    let levels = p.levels as usize;
+    let prompt = SIZES + ASKED + levels + FIGURES + levels;
+    // Its entry of `cand_node`, its token, its four words and its row; the row's record and parent.
+    let entry = 7 + Row::WORDS + 1;
+    cost([p.prompts, p.group, p.levels], prompt, entry)
 }
 
 /// One prompt's candidates, as `shaders/shared/paths.wgsl` reads them.

@@ -19,13 +19,16 @@
 //! `table`: f32 `[3, n]` by visits: `ceil(c N^a)`, `beta sqrt(ln(N + 1))`, `1 / sqrt(N + 1)` ([`table`]), so that integer
 //! boundaries do not depend on an adapter's `pow`.
 //!
-//! Floor: nothing to speak of; a few hundred dependent steps per prompt, so one invocation per prompt and no barriers.
+//! Floor, bounded from above: the tree read once, 4 operations a node for the survey and 4 for each selection, and a draw
+//! per child and selection. Little work, but a few hundred dependent steps per prompt, so one invocation per prompt and no
+//! barriers.
 
+use super::rng::DRAW_OPERATIONS;
 use super::search::{
-    FIXTURE_SLOTS, Fixture, NONE, Prompt, SearchSlices, Shape, Trie, each_prompt, header, node,
-    stat,
+    FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, Prompt, RECORD, STATS, SearchSlices, Shape, Trie,
+    each_prompt, header, node, stat,
 };
-use crate::device::{Args, Cost, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params, rng};
 use anyhow::Result;
@@ -59,7 +62,7 @@ pub static VED_SELECT: Kernel = Kernel {
         tree: Out U32, stats: Out F32, rows: Out U32, parent: Out U32, entry: Out U32,
     ],
     twin,
-    cost: Cost::unstated,
+    cost,
 };
 
 /// Records one round. `inputs`: `child_logp` (`[nodes, fanout]`), `trie`, `table`.
@@ -78,6 +81,16 @@ pub fn table(visits: usize, beta: f64, widen_c: f64, widen_a: f64) -> Vec<f32> {
         by_visits(&|n| 1.0 / (n + 1.0).sqrt()),
     ]
     .concat()
+}
+
+fn cost(launch: &Launch) -> Cost {
+    let p: Params = launch.read_params();
+    let [nodes, width, fanout] = [p.nodes, p.width, p.fanout].map(u64::from);
+    let draw = fanout * (DRAW_OPERATIONS + 4);
+    Cost {
+        operations: 4 * nodes + width * (4 * nodes + draw),
+        bytes: 4 * nodes * (RECORD + STATS) as u64 + width * (4 * fanout + NEW_NODE_BYTES),
+    } * p.prompts as u64
 }
 
 /// One prompt's round.

@@ -3,7 +3,7 @@
 
 use super::head::Head;
 use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
-use crate::forest::{Forest, Row};
+use crate::forest::{Forest, ForestSize, Row};
 use crate::kernels::token_order::token_order;
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
@@ -95,6 +95,9 @@ pub struct Input {
     pub scored: Size,
     /// K.
     pub count: Size,
+    /// What its rows attend to, at most; and those of its trees, where their prompts lie apart.
+    pub size: ForestSize,
+    pub trees: ForestSize,
 }
 
 pub struct Engine {
@@ -190,6 +193,8 @@ impl Engine {
             tokens: forest.len().into(),
             scored: targets.rows.len().into(),
             count: targets.len().into(),
+            size: forest.size(),
+            trees: ForestSize::default(),
         })
     }
 
@@ -203,10 +208,11 @@ impl Engine {
         self.forward_from(s, input, 0, logp);
     }
 
-    /// As [`Engine::forward`], where the rows before `from` (a multiple of 64) have been run already.
+    /// As [`Engine::forward`], where the rows before `from` (where the trees begin) have been run already.
     pub fn forward_from(&self, s: &mut Stream, input: &Input, from: usize, logp: Slice) {
         let (model, acts) = (&self.model, &self.acts);
         let pass = self.pass(input).starting(from);
+        s.forest = if from > 0 { input.trees } else { input.size };
         model.forward(s, &pass, acts, acts.hidden);
         self.head.forward(s, model, acts.hidden, input, logp);
     }
@@ -221,6 +227,7 @@ impl Engine {
         logp: Slice,
     ) {
         let pass = model.pass(input.rows, input.parent, input.tokens);
+        s.forest = input.size;
         model.forward(s, &pass, acts, acts.hidden);
         self.head.forward(s, model, acts.hidden, input, logp);
     }
@@ -229,6 +236,7 @@ impl Engine {
     /// left in `head.logp`.
     pub fn forward_backward(&self, s: &mut Stream, input: &Input) {
         let (model, acts) = (&self.model, &self.acts);
+        s.forest = input.size;
         model.forward(s, &self.pass(input), acts, acts.hidden);
         let d_hidden = self.d_hidden();
         let dw = &self.optimiser.gradient;
@@ -255,6 +263,7 @@ impl Engine {
         token_order(s, input.rows, input.order, input.tokens);
         let gradient: &Weights = &self.optimiser.gradient;
         let pass = self.pass(input);
+        s.forest = input.size;
         self.model
             .backward(s, &pass, &self.acts, gradient, input.order);
     }

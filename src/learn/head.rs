@@ -63,6 +63,11 @@ impl Head {
         })
     }
 
+    /// Scored rows whose logits are computed at a time.
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
+
     /// The logits [R, V] of the last pass, if one chunk held them and nothing has consumed them.
     pub fn logits(&self, input: &Input, vocab: usize) -> Slice {
         assert!(input.scored.max <= self.chunk, "the logits were not kept");

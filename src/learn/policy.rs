@@ -294,6 +294,7 @@ impl Policy {
         }
         if self.value {
             let loss = self.slot(number, Slot::ValueLoss).first(1);
+            s.forest = input.trees;
             self.value(s, engine, packed, value_run, loss);
             let gradient: &Weights = &engine.optimiser.gradient;
             let detach = self.detach || value_only;

@@ -8,7 +8,7 @@ use crate::data::Dataset;
 use crate::decode::Decoded;
 use crate::decode::search::{self, Decoding, Searcher};
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
-use crate::forest::Row;
+use crate::forest::{ForestSize, Row};
 use crate::kernels::reduce;
 use crate::kernels::tree::{self, FIGURES, MAX_LEVELS, Pack, PackParams, SIZES, SizesParams};
 use crate::kernels::tree_tables::Shape;
@@ -26,20 +26,23 @@ pub fn part(config: &Config) -> usize {
     config.rl.prompts.div_ceil(config.rl.accumulate)
 }
 
-/// The most nodes of a prompt's tree, and how many of them may have children: a level has at most as many as there are
-/// candidates, or as the trie has.
-fn bounds(group: usize, data: &Dataset) -> (usize, usize) {
+/// The most nodes of a prompt's tree at each level: as many as there are candidates, or as the trie has.
+pub fn widths(group: usize, data: &Dataset) -> Vec<usize> {
     let sizes = data.catalog.trie().level_sizes();
-    let widths: Vec<usize> = sizes[1..].iter().map(|&n| n.min(group)).collect();
-    let inner = widths[..widths.len() - 1].iter().sum::<usize>();
-    (inner + widths[widths.len() - 1], inner)
+    sizes[1..].iter().map(|&n| n.min(group)).collect()
+}
+
+/// The nodes of such a tree, and those of them that may have children.
+fn bounds(widths: &[usize]) -> (usize, usize) {
+    let nodes = widths.iter().sum();
+    (nodes, nodes - widths[widths.len() - 1])
 }
 
 /// The most a part of a step can need.
 pub fn capacity(config: &Config, data: &Dataset) -> Result<Capacity> {
     let prompts = part(config);
     let decoding = Decoding::rollout(config, data, prompts);
-    let (nodes, inner) = bounds(decoding.width(), data);
+    let (nodes, inner) = bounds(&widths(decoding.width(), data));
     let room = search::capacity(data, &decoding);
     Ok(Capacity {
         tokens: room.rows() + prompts * nodes,
@@ -90,7 +93,8 @@ struct Part {
     rewards: Buffer,
     steps: Buffer,
     prompts: usize,
-    tree_begin: usize,
+    /// Of the prompts.
+    size: ForestSize,
 }
 
 /// A part as the updates see it.
@@ -121,8 +125,7 @@ pub struct Rollout {
     order: Buffer,
     group: usize,
     levels: usize,
-    nodes: usize,
-    inner: usize,
+    widths: Vec<usize>,
     words: Vec<u32>,
 }
 
@@ -145,7 +148,6 @@ impl Rollout {
         };
         let searcher = Searcher::beside(&engine.model, data, &decoding, &engine.acts, reference)?;
         let group = decoding.width();
-        let (nodes, inner) = bounds(group, data);
         let buffer = |label, words| Buffer::new(device, label, words);
         let parts = (0..config.rl.accumulate.min(config.rl.prompts)).map(|_| {
             Ok(Part {
@@ -154,7 +156,7 @@ impl Rollout {
                 rewards: buffer("rewards", prompts * group)?,
                 steps: buffer("step rewards", prompts * group * levels)?,
                 prompts: 0,
-                tree_begin: 0,
+                size: ForestSize::default(),
             })
         });
         let parts = parts.collect::<Result<Vec<Part>>>()?;
@@ -171,8 +173,7 @@ impl Rollout {
             at,
             group,
             levels,
-            nodes,
-            inner,
+            widths: widths(group, data),
             words: Vec::new(),
         })
     }
@@ -235,7 +236,7 @@ impl Rollout {
         }
         self.asked.write_u32(&self.words)?;
         part.prompts = asked.len();
-        part.tree_begin = self.searcher.decoder.prefilled(rows).tokens;
+        part.size = self.searcher.decoder.prefilled(rows).size;
 
         self.searcher
             .record(s, &engine.model, &engine.acts, rows, step);
@@ -272,7 +273,7 @@ impl Rollout {
             prompts: asked.len() as u32,
             group: self.group as u32,
             levels: self.levels as u32,
-            tree_begin: part.tree_begin as u32,
+            tree_begin: part.size.rows as u32,
             begin_totals: (number == 0) as u32,
             scored: at(self.at.scored),
             starts: at(self.at.starts),
@@ -297,7 +298,9 @@ impl Rollout {
         let count = |index: usize, max: usize| {
             Size::held(Word::at(self.tables.all(), base + at.counts + index), max)
         };
-        let nodes = part.prompts * self.nodes;
+        let (nodes, inner) = bounds(&self.widths);
+        let (nodes, tree_begin) = (part.prompts * nodes, part.size.rows as usize);
+        let trees = part.size.trees(part.prompts, &self.widths);
         Packed {
             input: Input {
                 rows: part.rows.all(),
@@ -308,11 +311,13 @@ impl Rollout {
                     starts: table(at.starts),
                     tokens: table(at.tokens),
                 },
-                tokens: count(0, part.tree_begin + nodes),
-                scored: count(2, part.prompts * (1 + self.inner)),
+                tokens: count(0, tree_begin + nodes),
+                scored: count(2, part.prompts * (1 + inner)),
                 count: count(1, nodes),
+                size: part.size.and(trees),
+                trees,
             },
-            tree_begin: part.tree_begin,
+            tree_begin,
             shape: Shape {
                 prompts: part.prompts,
                 group: self.group,

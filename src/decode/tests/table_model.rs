@@ -147,7 +147,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     params: ForwardParams::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, cache: Out U32, hidden: Out F32, value: Out F32],
     twin: forward_twin,
-    cost: Cost::unstated,
+    cost: |_| Cost::default(),
 };
 
 fn forward_twin(args: &Args) {
@@ -206,7 +206,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     params: LogitsParams::FIELDS,
     bindings: bindings![hidden: In F32, logits: Out F32],
     twin: logits_twin,
-    cost: Cost::unstated,
+    cost: |_| Cost::default(),
 };
 
 fn logits_twin(args: &Args) {

@@ -38,6 +38,8 @@ pub struct Measurement {
 /// The choices made so far.
 pub(super) struct Selection {
     mode: Forms,
+    /// Takes precedence over everything else where it fits.
+    insisted: Option<&'static str>,
     info: DeviceInfo,
     /// The file to keep choices in.
     file: Option<PathBuf>,
@@ -61,6 +63,7 @@ impl Selection {
         };
         Selection {
             mode: options.forms,
+            insisted: None,
             info: info.clone(),
             chosen: HashMap::new(),
             table: match (options.forms, &file) {
@@ -84,12 +87,21 @@ impl Selection {
         self.table.0.extend(choices.0.clone());
     }
 
+    pub(super) fn insist(&mut self, form: Option<&'static str>) {
+        self.insisted = form;
+    }
+
+    fn insisted(&self, kernel: &Kernel, class: Class) -> Option<usize> {
+        tuning::named(kernel, class.candidates, self.insisted?)
+    }
+
     /// The form of a launch; none if it has to be measured.
     fn decide(&mut self, launch: &Launch, class: Class) -> Option<usize> {
-        if let Some(&form) = self.chosen.get(&class) {
+        let (kernel, candidates) = (launch.kernel, class.candidates);
+        let known = self.chosen.get(&class).copied();
+        if let Some(form) = self.insisted(kernel, class).or(known) {
             return Some(form);
         }
-        let (kernel, candidates) = (launch.kernel, class.candidates);
         let fixed = || tuning::fixed(kernel, candidates, self.info.software);
         let known = |name: &str| tuning::named(kernel, candidates, name);
         let form = match self.mode {
@@ -141,7 +153,7 @@ impl Selection {
                 class: text.clone(),
                 form: kernel.form_name(measured),
                 seconds,
-                cost: (kernel.cost)(launch.params()),
+                cost: launch.cost(),
                 chosen: measured == form,
             });
         }
@@ -162,13 +174,16 @@ impl Gpu {
         Class::of(launch, tuning::offered(launch.kernel, self.subgroup))
     }
 
-    /// The form in which a launch like this one ran last.
+    /// The form in which a launch like this one ran last, or the one insisted on.
     pub(super) fn selected(&self, state: &State, launch: &Launch) -> &'static str {
-        let form = match launch.kernel.forms {
-            [] => None,
-            _ => state.selection.chosen.get(&self.class(launch)),
-        };
-        launch.kernel.form_name(form.copied().unwrap_or(0))
+        let kernel = launch.kernel;
+        if kernel.forms.is_empty() {
+            return kernel.form_name(0);
+        }
+        let (class, selection) = (self.class(launch), &state.selection);
+        let chosen = selection.chosen.get(&class).copied();
+        let form = selection.insisted(kernel, class).or(chosen);
+        kernel.form_name(form.unwrap_or(0))
     }
 
     /// Decides every launch of the stream and makes what it needs. Launches before one that has to be measured are
@@ -212,20 +227,9 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            let mut segments = state.patches.segments.iter().enumerate().peekable();
             for i in range {
-                let launch = &stream.launches[i];
-                while let Some((number, segment)) = segments.next_if(|(_, s)| s.before <= i) {
-                    if segment.before == i {
-                        state.resolver.dispatch(&mut pass, number, segment);
-                    }
-                }
-                let form = state.selection.forms[i];
-                pass.set_pipeline(&state.pipelines[&(launch.kernel.name, form)]);
-                let group = &state.bind_groups[&bind_group_key(launch)];
-                pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
-                let [x, y, z] = grid(launch, form).dimensions();
-                pass.dispatch_workgroups(x, y, z);
+                state.resolve(&mut pass, i);
+                state.dispatch(&mut pass, i, &stream.launches[i]);
             }
         }
         self.queue.submit([encoder.finish()]);
@@ -237,11 +241,7 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            for (number, segment) in state.patches.segments.iter().enumerate() {
-                if segment.before == i {
-                    state.resolver.dispatch(&mut pass, number, segment);
-                }
-            }
+            state.resolve(&mut pass, i);
         }
         self.queue.submit([encoder.finish()]);
     }
@@ -343,6 +343,28 @@ impl Gpu {
             seconds.push((form, own));
         }
         Ok(seconds)
+    }
+}
+
+impl State {
+    /// Encodes what puts the device's words into the parameters of launch `i`, and of those after it that wait no longer.
+    pub(super) fn resolve(&self, pass: &mut wgpu::ComputePass, i: usize) {
+        let segments = &self.patches.segments;
+        let first = segments.partition_point(|segment| segment.before < i);
+        let due = segments.iter().enumerate().skip(first);
+        for (number, segment) in due.take_while(|(_, segment)| segment.before == i) {
+            self.resolver.dispatch(pass, number, segment);
+        }
+    }
+
+    /// Encodes launch `i` of those loaded.
+    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass, i: usize, launch: &Launch) {
+        let form = self.selection.forms[i];
+        pass.set_pipeline(&self.pipelines[&(launch.kernel.name, form)]);
+        let group = &self.bind_groups[&bind_group_key(launch)];
+        pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
+        let [x, y, z] = grid(launch, form).dimensions();
+        pass.dispatch_workgroups(x, y, z);
     }
 }
 

@@ -5,7 +5,9 @@ mod forms;
 mod pipelines;
 mod readback;
 mod resolve;
+mod timing;
 
+use super::timing::{Times, by_wall_clock};
 use super::tuning::{Choices, Forms};
 use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream};
 use anyhow::{Result, anyhow, bail};
@@ -33,6 +35,8 @@ pub struct GpuOptions {
     pub exposed: bool,
     /// How to decide between the forms of a kernel.
     pub forms: Forms,
+    /// Ask for timestamps where the adapter has them, for [`Device::time`].
+    pub timed: bool,
 }
 
 struct State {
@@ -132,6 +136,9 @@ impl Gpu {
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
         }
+        if options.timed {
+            features |= adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("vstar"),
             required_features: features,
@@ -190,6 +197,43 @@ impl Gpu {
 
     fn check(&self) -> Result<()> {
         check(&self.fault, &self.info.name)
+    }
+
+    /// Puts the parameters of launches in their slots, and makes what they need. Launches before one whose form had to be
+    /// measured have been submitted; returns the number of those.
+    fn load(&self, state: &mut State, stream: &Stream) -> Result<usize> {
+        let slots = stream.launches.len();
+        if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
+            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
+            state.bind_groups.clear();
+            state.resolver.forget(None);
+        }
+        state.scratch.clear();
+        state.scratch.resize(slots * SLOT_BYTES, 0);
+        for (slot, launch) in state
+            .scratch
+            .chunks_exact_mut(SLOT_BYTES)
+            .zip(&stream.launches)
+        {
+            let bytes: &[u8] = bytemuck::cast_slice(launch.params());
+            slot[..bytes.len()].copy_from_slice(bytes);
+        }
+        // Ordered on the queue: earlier submissions have read their slots before this copy lands.
+        self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
+        state.patches.collect(stream);
+        let patched = state
+            .resolver
+            .upload(&self.device, &self.queue, &state.patches);
+        let (patches, buffers) = (&state.patches, &state.buffers);
+        let made = state
+            .resolver
+            .prepare(&self.device, patches, buffers, &state.uniforms);
+        state.counters.bind_groups_created += made;
+        let submitted = self.select(state, stream)?;
+        state.counters.submissions += 1;
+        state.counters.launches += (slots + state.patches.segments.len()) as u64;
+        state.counters.bytes_uploaded += (state.scratch.len() + patched) as u64;
+        Ok(submitted)
     }
 
     /// Waits for everything submitted.
@@ -269,39 +313,17 @@ impl Device for Gpu {
         }
         let mut state = self.state.lock().unwrap();
         let state = &mut *state;
-        let slots = stream.launches.len();
-        if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
-            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
-            state.bind_groups.clear();
-            state.resolver.forget(None);
-        }
-        state.scratch.clear();
-        state.scratch.resize(slots * SLOT_BYTES, 0);
-        for (slot, launch) in state
-            .scratch
-            .chunks_exact_mut(SLOT_BYTES)
-            .zip(&stream.launches)
-        {
-            let bytes: &[u8] = bytemuck::cast_slice(launch.params());
-            slot[..bytes.len()].copy_from_slice(bytes);
-        }
-        // Ordered on the queue: earlier submissions have read their slots before this copy lands.
-        self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
-        state.patches.collect(stream);
-        let patched = state
-            .resolver
-            .upload(&self.device, &self.queue, &state.patches);
-        let (patches, buffers) = (&state.patches, &state.buffers);
-        let made = state
-            .resolver
-            .prepare(&self.device, patches, buffers, &state.uniforms);
-        state.counters.bind_groups_created += made;
-        let submitted = self.select(state, stream)?;
-        self.submit(state, stream, submitted..slots);
-        state.counters.submissions += 1;
-        state.counters.launches += (slots + state.patches.segments.len()) as u64;
-        state.counters.bytes_uploaded += (state.scratch.len() + patched) as u64;
+        let submitted = self.load(state, stream)?;
+        self.submit(state, stream, submitted..stream.launches.len());
         self.check()
+    }
+
+    fn time(&self, stream: &Stream) -> Result<Times> {
+        let has = self.device.features();
+        match has.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            true => self.time_by_timestamps(stream),
+            false => by_wall_clock(self, stream),
+        }
     }
 
     fn counters(&self) -> Counters {
@@ -323,5 +345,9 @@ impl Device for Gpu {
 
     fn choose(&self, choices: &Choices) {
         self.state.lock().unwrap().selection.set(choices);
+    }
+
+    fn insist(&self, form: Option<&'static str>) {
+        self.state.lock().unwrap().selection.insist(form);
     }
 }

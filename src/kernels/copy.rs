@@ -1,0 +1,84 @@
+//! `y = x`: what benches measure an adapter's memory by.
+//!
+//! Floor: 0 operations, 8 bytes per element.
+
+use crate::device::threads::{chunks, chunks_mut, each};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::kernels::harness::Harness;
+use crate::{bindings, params};
+use anyhow::Result;
+
+params! {
+    Params { n: u32 }
+}
+
+pub static COPY: Kernel = Kernel {
+    name: "copy",
+    source: include_str!("../../shaders/copy.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![x: In F32, y: Out F32],
+    twin,
+    cost,
+};
+
+/// Copies the first `n` elements, a multiple of 4.
+pub fn copy(s: &mut Stream, x: Slice, y: Slice, n: usize) {
+    assert!(n.is_multiple_of(4), "copies go by four");
+    let params = Params { n: n as u32 };
+    s.push(&COPY, &params, &[x, y], Grid::cover(n, 1024));
+}
+
+fn cost(launch: &Launch) -> Cost {
+    Cost {
+        operations: 0,
+        bytes: 8 * launch.read_params::<Params>().n as u64,
+    }
+}
+
+/// Elements per task of the twin.
+const CHUNK: usize = 65_536;
+
+fn twin(args: &Args) {
+    let n = args.params::<Params>().n as usize;
+    let parts = (
+        chunks_mut(&mut args.f32_mut(1)[..n], CHUNK),
+        chunks(&args.f32(0)[..n], CHUNK),
+    );
+    each(parts, 1, |_, (y, x)| y.copy_from_slice(x));
+}
+
+pub fn cases(h: &mut Harness) -> Result<()> {
+    for n in [4, 1020, 1024, 1028, CHUNK + 12] {
+        let (x, y) = (h.random("x", n), h.random("y", n));
+        copy(h.stream(), x.slice(), y.slice(), n);
+        h.run()?;
+        h.read_u32(&y)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::harness::devices;
+
+    #[test]
+    fn shader_equals_twin() {
+        devices::lockstep(cases);
+    }
+
+    #[test]
+    fn copies_and_touches_nothing_else() {
+        devices::each(|h| {
+            let (x, y) = (h.random("x", 1028), h.random("y", 1030));
+            copy(h.stream(), x.slice(), y.slice(), 1028);
+            h.run().unwrap();
+            let mut want = x.f64();
+            want.extend(&y.f64()[1028..]);
+            h.expect(&y, &want, 0.0);
+        });
+    }
+}
