@@ -420,8 +420,9 @@ mod tests {
         }
         let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
         resting.retain(|&name| !ran.contains(name));
-        // A reference that moves, the generator's own check, and sampling instead of value-guided decoding.
-        assert_eq!(resting, ["lerp", "rng", "sample"]);
+        // What measures ceilings, a reference that moves, the generator's own check, and sampling instead of value-guided
+        // decoding.
+        assert_eq!(resting, ["copy", "fma", "lerp", "rng", "sample"]);
     }
 
     #[test]
