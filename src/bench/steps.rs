@@ -161,14 +161,18 @@ fn measure(watch: &Stopwatch, mut step: Step) -> Result<Entry> {
 }
 
 /// Steps of each shape.
-pub fn run(watch: &Stopwatch, shapes: &[Shape]) -> Result<Report> {
+pub fn run(watch: &Stopwatch, shapes: &[Shape], config: &Config) -> Result<Report> {
     let mut report = Report::begin("steps", watch)?;
     let mut progress = Progress::new();
     progress.stage("steps", 0, 3 * shapes.len() as u64);
     let mut done = 0;
     for shape in shapes {
-        for make in [sft, rl, ved] {
-            report.entries.push(make(watch, shape)?);
+        for kind in 0..3 {
+            report.entries.push(match kind {
+                0 => sft(watch, shape)?,
+                1 => rl(watch, shape, config)?,
+                _ => ved(watch, shape)?,
+            });
             done += 1;
             progress.step(done, &[]);
         }
@@ -202,9 +206,9 @@ fn sft(watch: &Stopwatch, shape: &Shape) -> Result<Entry> {
     Ok(entry.with("tokens_per_second", rate))
 }
 
-fn rl(watch: &Stopwatch, shape: &Shape) -> Result<Entry> {
+fn rl(watch: &Stopwatch, shape: &Shape, config: &Config) -> Result<Entry> {
     let (recorder, device) = recording(watch);
-    let mut step = Reinforcement::new(&device, shape, &Config::default())?;
+    let mut step = Reinforcement::new(&device, shape, config)?;
     let prompts = (shape.prompts * shape.prompt()) as f64;
     let entry = measure(
         watch,

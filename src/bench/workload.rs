@@ -239,7 +239,8 @@ fn head(engine: &Engine, rows: usize) -> Head {
 /// V-STAR steps from prompts to updated weights, with the rewards that `vstar train` gives by default.
 pub struct Reinforcement {
     pub engine: Engine,
-    reference: Model,
+    /// Where the objective has a KL term.
+    reference: Option<Model>,
     stepper: Stepper,
     config: Config,
     data: Dataset,
@@ -264,7 +265,9 @@ impl Reinforcement {
         let capacity = rollout::capacity(&config, &data)?;
         let engine = Engine::new(shape.model(device)?, capacity, false)?;
         Ok(Reinforcement {
-            reference: shape.model(device)?,
+            reference: (config.rl.kl_beta > 0.0)
+                .then(|| shape.model(device))
+                .transpose()?,
             stepper: Stepper::new(&engine, &config, &data)?,
             engine,
             config,
@@ -287,7 +290,7 @@ impl Reinforcement {
             &self.engine,
             &self.data,
             (&asked, asked.len(), self.steps),
-            Some(&self.reference),
+            self.reference.as_ref(),
             (1, &UPDATE, false),
         )?;
         let figures = self.stepper.wait(submitted)?;

@@ -10,8 +10,9 @@ use clap::{Subcommand, value_parser};
 use super::DeviceArgs;
 use crate::bench::report::Report;
 use crate::bench::stopwatch::Stopwatch;
-use crate::bench::workload::Shape;
+use crate::bench::workload::{LEVELS, Shape};
 use crate::bench::{compare, decode, kernels, scaling, steps};
+use crate::config::Config;
 use crate::device::choose;
 use crate::device::gpu::GpuOptions;
 
@@ -74,6 +75,7 @@ struct Kernels {
 #[command(after_help = "\
 Examples:
   vstar bench steps --device cpu --hidden 256
+  vstar bench steps --history 66 rl.kl_beta=0
   vstar bench steps --scaling --json scaling.json")]
 struct Steps {
     /// Width of the model; may be given several times [default: 128 and 256]
@@ -84,8 +86,12 @@ struct Steps {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch())]
     batch: u64,
 
+    /// Items of a prompt, three tokens each; documents have one item more
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = value_parser!(u64).range(1..=1024))]
+    history: u64,
+
     /// Instead, time per token against every size, beside the operations predicted
-    #[arg(long, conflicts_with = "hidden")]
+    #[arg(long, conflicts_with_all = ["hidden", "history", "settings"])]
     scaling: bool,
 
     /// With --scaling, leave sizes above this out
@@ -99,6 +105,10 @@ struct Steps {
 
     #[command(flatten)]
     common: Common,
+
+    /// Settings of the V-STAR step, for example rl.kl_beta=0
+    #[arg(value_name = "key=value", value_parser = super::setting)]
+    settings: Vec<String>,
 }
 
 /// Cost per node of beam search and of VED, beside plain decoding
@@ -211,8 +221,15 @@ pub fn run(args: Args) -> Result<()> {
                 [] => vec![128, 256],
                 given => given.to_vec(),
             };
-            let shapes: Vec<_> = widths.iter().map(|&d| shape(d, args.batch)).collect();
-            let report = steps::run(&args.common.watch()?, &shapes)?;
+            let history = args.history as usize;
+            let of = |&hidden| Shape {
+                history,
+                tokens: LEVELS * (history + 1),
+                ..shape(hidden, args.batch)
+            };
+            let shapes: Vec<_> = widths.iter().map(of).collect();
+            let config = Config::load(None, &args.settings)?;
+            let report = steps::run(&args.common.watch()?, &shapes, &config)?;
             args.common.show(&report, steps::table(&report))
         }
         What::Decode(args) => {
