@@ -16,6 +16,7 @@ const SHORT: &[&str] = &["sft.max_steps=4", "rl.steps=2", "eval.max_users=20"];
 
 fn vstar(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vstar"));
+    command.env("VSTAR_CACHE", env!("CARGO_TARGET_TMPDIR"));
     command.args(arguments).output().unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! The commands that check a device: `vstar doctor` and `vstar validate`.
+//! The commands that check a device: `vstar doctor`, `vstar validate` and `vstar tune`.
 
 use std::process::{Command, Output};
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vstar"));
     command.env_remove("XDG_RUNTIME_DIR");
+    command.env("VSTAR_CACHE", env!("CARGO_TARGET_TMPDIR"));
     command.args(arguments);
     command
 }
@@ -116,6 +117,61 @@ fn validate_compares_the_kernels_that_are_named() {
     let form: Vec<_> = rows[5].split_whitespace().collect();
     assert_eq!(form, ["fill", &launches.to_string(), "0.0e0", "-"]);
     assert_eq!(rows.last(), Some(&"1 passed, 0 failed"));
+}
+
+#[test]
+fn tune_measures_every_form_and_keeps_the_choice() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["tune", "--device", "gpu"];
+    let settings = [
+        "model.layers=1",
+        "model.hidden_size=16",
+        "model.heads=2",
+        "model.kv_heads=1",
+        "sft.batch=3",
+        "rl.prompts=2",
+        "rl.group=4",
+        "ved.init_beam=2",
+    ];
+    let mut command = program(&[&arguments[..], &settings[..]].concat());
+    let output = command.env("VSTAR_CACHE", folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for form in ["portable", "tiled", "tiled_small", "thin", "direct"] {
+        let found = |line: &str| line.starts_with("matmul_") || line.starts_with("attention");
+        let named = |line: &str| line.contains(&format!("  {form} "));
+        let shown = table.lines().any(|line| found(line) && named(line));
+        assert!(shown, "{form}: {table}");
+    }
+    let kept: Vec<_> = folder.path().read_dir().unwrap().collect();
+    let file = std::fs::read_to_string(kept[0].as_ref().unwrap().path()).unwrap();
+    let file: Value = serde_json::from_str(&file).unwrap();
+    let chosen = table
+        .lines()
+        .filter(|line| line.ends_with("chosen"))
+        .count();
+    assert_eq!(file["choices"].as_object().unwrap().len(), chosen);
+}
+
+#[test]
+fn one_form_can_be_named() {
+    let arguments = [
+        "validate",
+        "--kernel",
+        "log_softmax",
+        "--device",
+        "gpu",
+        "--json",
+    ];
+    let report = json(&[&arguments[..], &["--form", "direct"]].concat());
+    let kernels = report["checks"][0]["kernels"].as_object().unwrap();
+    assert!(kernels.contains_key("log_softmax/direct"), "{kernels:?}");
+    assert!(!kernels.contains_key("log_softmax/portable"), "{kernels:?}");
+    let message = failure(&["validate", "--device", "gpu", "--form", "round"]);
+    assert!(
+        message.starts_with("--form round: unknown; there are portable, "),
+        "{message}"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod probe;
 mod recommend;
 mod train;
 mod trained;
+mod tune;
 mod validate;
 mod whole_steps;
 
@@ -53,6 +54,7 @@ enum Command {
     Data(data::Args),
     Probe(probe::Args),
     Validate(validate::Args),
+    Tune(tune::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
 }
@@ -67,6 +69,7 @@ impl Cli {
             Command::Data(args) => data::run(&args),
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
+            Command::Tune(args) => tune::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Bench(args) => bench::run(args),
         }

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::device::choose;
 use crate::learn::context::Context as Run;
 use crate::learn::job;
+use crate::learn::plan::Plan;
 use crate::run::{Progress, RunFolder, State};
 
 /// Train a recommender, from data to the final table
@@ -26,6 +27,7 @@ use crate::run::{Progress, RunFolder, State};
 Examples:
   vstar train
   vstar train --data data/office --out runs/office rl.steps=500 sft.lr=0.001
+  vstar train --data data/office --dry-run model.hidden_size=512
   vstar train --resume runs/office",
     after_long_help = super::settings_help()
 )]
@@ -50,6 +52,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "seed", "config"])]
     resume: Option<PathBuf>,
 
+    /// Say what memory the run would take, and stop there
+    #[arg(long)]
+    dry_run: bool,
+
     /// The part of the job to do
     #[arg(long, value_enum, default_value_t)]
     stage: Stages,
@@ -63,7 +69,7 @@ pub struct Args {
 }
 
 /// Settings of the built-in shop.
-const SHOP: &str = include_str!("../../assets/shop.toml");
+pub(super) const SHOP: &str = include_str!("../../assets/shop.toml");
 
 /// The parts of the job that can be done alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -109,7 +115,7 @@ impl Args {
 }
 
 /// The path as a setting that means the same from any working folder, for a later --resume.
-fn absolute(path: &Path) -> Result<String> {
+pub(super) fn absolute(path: &Path) -> Result<String> {
     let absolute = std::path::absolute(path)
         .with_context(|| format!("cannot use the folder {}", path.display()))?;
     match absolute.to_str() {
@@ -142,6 +148,23 @@ pub fn run(args: Args) -> Result<()> {
     for warning in &data.warnings {
         writeln!(out, "warning {warning}")?;
     }
+    let [sft, rl, eval] = match args.stage {
+        Stages::All => [true, true, true],
+        Stages::Sft => [true, false, false],
+        Stages::Rl => [false, true, false],
+        Stages::Eval => [false, false, true],
+    };
+    let stages = job::Stages { sft, rl, eval };
+    let plan = Plan::new(&config, &data, stages);
+    if args.dry_run
+        && let Ok(plan) = &plan
+    {
+        writeln!(out, "{plan}")?;
+    }
+    Plan::admit(plan, &config, &data, stages, device.info())?;
+    if args.dry_run {
+        return Ok(());
+    }
     let (folder, resumed) = match &args.resume {
         Some(root) => {
             let folder = RunFolder::open(root)?;
@@ -169,13 +192,7 @@ pub fn run(args: Args) -> Result<()> {
         started: Instant::now(),
         elapsed_before: 0.0,
     };
-    let [sft, rl, eval] = match args.stage {
-        Stages::All => [true, true, true],
-        Stages::Sft => [true, false, false],
-        Stages::Rl => [false, true, false],
-        Stages::Eval => [false, false, true],
-    };
-    match job::run(&device, context, job::Stages { sft, rl, eval }, resumed) {
+    match job::run(&device, context, stages, resumed) {
         Ok(table) => write!(out, "{table}")?,
         Err(error) => {
             if args.resume.is_none() {

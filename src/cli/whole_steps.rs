@@ -1,10 +1,12 @@
-//! The whole steps of `vstar validate`: one of fine-tuning and one of V-STAR, with small models, on a few prompts of the
-//! built-in shop. On a lockstep device every launch of them is compared, at the sizes and in the order of a real step.
+//! Whole steps: one of fine-tuning and one of V-STAR. `vstar validate` runs them with small models on a few prompts of the
+//! built-in shop: on a lockstep device every launch of them is compared, at the sizes and in the order of a real step.
+//! `vstar tune` runs them with the user's settings and data.
 
 use anyhow::{Result, ensure};
 
 use crate::config::{Arch, Config, PromptAttention};
 use crate::data::{Dataset, LoadOptions};
+use crate::decode::search::{Decoding, Searcher};
 use crate::device::DeviceRef;
 use crate::forest::{self, Forest};
 use crate::learn::engine::{Capacity, Engine, Targets};
@@ -23,16 +25,16 @@ pub type Step = fn(&DeviceRef) -> Result<()>;
 /// output, causal and full prompts.
 pub const WHOLE_STEPS: &[(&str, Step)] = &[
     ("sft step, qwen3", |device| {
-        Small::new(Arch::Qwen3)?.fine_tune(device)
+        Steps::small(Arch::Qwen3)?.fine_tune(device)
     }),
     ("sft step, qwen2", |device| {
-        Small::new(Arch::Qwen2)?.fine_tune(device)
+        Steps::small(Arch::Qwen2)?.fine_tune(device)
     }),
     ("rl step, qwen3", |device| {
-        Small::new(Arch::Qwen3)?.reinforce(device)
+        Steps::small(Arch::Qwen3)?.reinforce(device)
     }),
     ("rl step, qwen2", |device| {
-        Small::new(Arch::Qwen2)?.reinforce(device)
+        Steps::small(Arch::Qwen2)?.reinforce(device)
     }),
 ];
 
@@ -40,14 +42,18 @@ pub const WHOLE_STEPS: &[(&str, Step)] = &[
 const DOCUMENTS: usize = 9;
 const PART: usize = 5;
 
-/// A small model and the shop.
-struct Small {
-    config: Config,
-    data: Dataset,
+/// The settings and data that steps are taken with.
+pub struct Steps {
+    pub config: Config,
+    pub data: Dataset,
+    /// Documents of a fine-tuning step, and of a part of it.
+    pub documents: usize,
+    pub part: usize,
 }
 
-impl Small {
-    fn new(arch: Arch) -> Result<Small> {
+impl Steps {
+    /// A small model and the shop.
+    fn small(arch: Arch) -> Result<Steps> {
         let mut config = Config::default();
         config.model.arch = arch;
         config.model.layers = 2;
@@ -64,9 +70,11 @@ impl Small {
         config.ved.init_beam = 4;
         // A model that has learnt nothing hits no target; how near its candidates come still tells them apart.
         config.reward.semantic = 1.0;
-        Ok(Small {
+        Ok(Steps {
             config,
             data: crate::data::load(None, LoadOptions::default())?,
+            documents: DOCUMENTS,
+            part: PART,
         })
     }
 
@@ -84,9 +92,9 @@ impl Small {
         }
     }
 
-    fn fine_tune(&self, device: &DeviceRef) -> Result<()> {
+    pub fn fine_tune(&self, device: &DeviceRef) -> Result<()> {
         let (data, attention) = (&self.data, self.attention());
-        let tokens = PART * job::positions(data);
+        let tokens = self.part * job::positions(data);
         let capacity = Capacity {
             tokens,
             rows: tokens,
@@ -94,8 +102,10 @@ impl Small {
             slots: 0,
         };
         let mut engine = Engine::new(self.model(device, 1)?, capacity, false)?;
-        let documents = windows(&data.train[..DOCUMENTS], data.max_history + 1, attention);
-        let parts: Vec<_> = documents[..DOCUMENTS].chunks(PART).collect();
+        let sequences = &data.train[..self.documents.min(data.train.len())];
+        let documents = windows(sequences, data.max_history + 1, attention);
+        let taken = self.documents.min(documents.len());
+        let parts: Vec<_> = documents[..taken].chunks(self.part).collect();
         let pack = |part: &&[Window], forest: &mut Forest, targets: &mut Targets| {
             for &window in *part {
                 let items = &data.train[window.sequence as usize];
@@ -113,8 +123,20 @@ impl Small {
         Ok(())
     }
 
+    /// Decodes as many prompts as the evaluation does at once.
+    pub fn decode(&self, device: &DeviceRef) -> Result<()> {
+        let (config, data) = (&self.config, &self.data);
+        let model = self.model(device, 1)?;
+        let decoding = Decoding::evaluation(config, data);
+        let mut searcher = Searcher::new(&model, data, &decoding)?;
+        let asked = data.valid.iter().take(decoding.batch);
+        let histories: Vec<&[u32]> = asked.map(|e| e.history.as_slice()).collect();
+        searcher.search(&model, &data.catalog, &histories, 0, 0)?;
+        Ok(())
+    }
+
     /// A rollout and two updates on it: in the second, policy and rollout differ.
-    fn reinforce(&self, device: &DeviceRef) -> Result<()> {
+    pub fn reinforce(&self, device: &DeviceRef) -> Result<()> {
         let (config, data) = (&self.config, &self.data);
         let capacity = rollout::capacity(config, data)?;
         let engine = Engine::new(self.model(device, 1)?, capacity, false)?;
@@ -132,9 +154,8 @@ impl Small {
         let submitted = stepper.submit(&engine, data, of, Some(&reference), updates)?;
         let figures = stepper.wait(submitted)?;
         ensure!(
-            figures.flat == 0.0,
-            "{} prompts' candidates all have the same reward",
-            figures.flat
+            (figures.flat as usize) < asked.len(),
+            "every prompt's candidates all have the same reward"
         );
         ensure!(
             figures.is_finite() && figures.updates == 2 && figures.grad_norm > 0.0,

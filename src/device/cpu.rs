@@ -2,7 +2,9 @@
 
 use super::stream::MAX_BINDINGS;
 use super::timing::{Clock, Times, plausible};
-use super::{Args, Counters, Device, DeviceInfo, Reading, Slice, Stream, Word, threads};
+use super::{
+    Args, Counters, Device, DeviceInfo, Memory as Bytes, Reading, Slice, Stream, Word, threads,
+};
 use anyhow::{Result, anyhow};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -22,6 +24,7 @@ struct State {
     buffers: Vec<Option<Memory>>,
     free: Vec<u32>,
     counters: Counters,
+    held: Bytes,
 }
 
 impl State {
@@ -103,6 +106,7 @@ impl Device for Cpu {
         lines.resize(count, Line([0; 16]));
         let memory = Some(Memory { lines, words });
         let mut state = self.state.lock().unwrap();
+        state.held.take(4 * words as u64);
         Ok(match state.free.pop() {
             Some(id) => {
                 state.buffers[id as usize] = memory;
@@ -117,7 +121,9 @@ impl Device for Cpu {
 
     fn release(&self, buffer: u32) {
         let mut state = self.state.lock().unwrap();
-        state.buffers[buffer as usize] = None;
+        if let Some(memory) = state.buffers[buffer as usize].take() {
+            state.held.give(4 * memory.words as u64);
+        }
         state.free.push(buffer);
     }
 
@@ -167,5 +173,9 @@ impl Device for Cpu {
 
     fn counters(&self) -> Counters {
         self.state.lock().unwrap().counters
+    }
+
+    fn memory(&self) -> Bytes {
+        self.state.lock().unwrap().held
     }
 }

@@ -2,7 +2,8 @@
 //! is how a user checks a GPU nobody here has seen.
 
 use super::{
-    Access, Choices, Counters, Device, DeviceInfo, DeviceRef, Launch, Reading, Slice, Stream, Type,
+    Access, Choices, Counters, Device, DeviceInfo, DeviceRef, Launch, Memory, Reading, Slice,
+    Stream, Type,
 };
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -176,6 +177,10 @@ impl Device for Lockstep {
 
     fn counters(&self) -> Counters {
         self.subject.counters()
+    }
+
+    fn memory(&self) -> Memory {
+        self.subject.memory()
     }
 
     fn form(&self, launch: &Launch) -> &'static str {

@@ -9,6 +9,7 @@ pub mod cost;
 pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
+pub mod planner;
 pub mod recorder;
 pub mod report;
 pub mod shader;
@@ -60,6 +61,24 @@ impl std::fmt::Display for DeviceInfo {
         } else {
             write!(f, "{} ({}, {})", self.name, self.backend, self.driver)
         }
+    }
+}
+
+/// Bytes of buffers.
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct Memory {
+    pub now: u64,
+    pub peak: u64,
+}
+
+impl Memory {
+    pub(crate) fn take(&mut self, bytes: u64) {
+        self.now += bytes;
+        self.peak = self.peak.max(self.now);
+    }
+
+    pub(crate) fn give(&mut self, bytes: u64) {
+        self.now -= bytes;
     }
 }
 
@@ -120,6 +139,9 @@ pub trait Device: Send + Sync {
 
     fn counters(&self) -> Counters;
 
+    /// Bytes of the buffers that are alive, and the most there were.
+    fn memory(&self) -> Memory;
+
     /// The form in which this device runs a launch: the kernel's own text unless it is a GPU that chose another.
     fn form(&self, _launch: &Launch) -> &'static str {
         PORTABLE
@@ -168,6 +190,27 @@ impl Reading {
 /// A shared device.
 pub type DeviceRef = Arc<dyn Device>;
 
+/// A buffer that would not fit one binding.
+#[derive(Debug)]
+pub struct TooLarge {
+    label: String,
+    words: usize,
+}
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(
+            f,
+            "buffer `{}` needs {:.0} MiB, more than the 128 MiB one binding may hold: use a smaller batch, vocabulary \
+             or model",
+            self.label,
+            self.words as f64 / (1 << 18) as f64
+        )
+    }
+}
+
+impl std::error::Error for TooLarge {}
+
 /// An owned allocation; freed when dropped.
 pub struct Buffer {
     device: DeviceRef,
@@ -179,12 +222,13 @@ impl Buffer {
     /// A zeroed buffer. Errors: larger than one binding may be, or out of memory (naming `label` and the size).
     pub fn new(device: &DeviceRef, label: &str, words: usize) -> Result<Buffer> {
         let words = words.max(1);
-        anyhow::ensure!(
-            words <= MAX_BUFFER_WORDS,
-            "buffer `{label}` needs {:.0} MiB, more than the 128 MiB one binding may hold: use a smaller batch, \
-             vocabulary or model",
-            words as f64 / (1 << 18) as f64
-        );
+        if words > MAX_BUFFER_WORDS {
+            return Err(TooLarge {
+                label: label.into(),
+                words,
+            }
+            .into());
+        }
         let id = device.allocate(label, words)?;
         Ok(Buffer {
             device: device.clone(),

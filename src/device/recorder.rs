@@ -1,7 +1,9 @@
 //! A device that keeps the streams it is given, for benches and for tests of what a step asks of a device.
 
 use super::timing::Times;
-use super::{Choices, Counters, Device, DeviceInfo, DeviceRef, Launch, Reading, Slice, Stream};
+use super::{
+    Choices, Counters, Device, DeviceInfo, DeviceRef, Launch, Memory, Reading, Slice, Stream,
+};
 use anyhow::Result;
 use std::sync::Mutex;
 
@@ -58,6 +60,10 @@ impl Device for Recorder {
 
     fn counters(&self) -> Counters {
         self.device.counters()
+    }
+
+    fn memory(&self) -> Memory {
+        self.device.memory()
     }
 
     fn form(&self, launch: &Launch) -> &'static str {

@@ -196,7 +196,7 @@ fn field(meminfo: &str, name: &str) -> Option<u64> {
 }
 
 /// A size in the largest binary unit that leaves at least 1.
-struct Bytes(u64);
+pub struct Bytes(pub u64);
 
 impl std::fmt::Display for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {

@@ -16,11 +16,16 @@ const INCLUDES: &[(&str, &str)] = &[
         "matmul_store",
         include_str!("../../shaders/shared/matmul_store.wgsl"),
     ),
+    (
+        "norm_vector",
+        include_str!("../../shaders/shared/norm_vector.wgsl"),
+    ),
     ("paths", include_str!("../../shaders/shared/paths.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("search", include_str!("../../shaders/shared/search.wgsl")),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
+    ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 
 /// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.

@@ -77,6 +77,27 @@ pub struct Form {
     pub grid: fn(&[u32]) -> Grid,
 }
 
+impl Form {
+    /// The form of that name for SIMD on the host's processor: an invocation owns a whole result, so that there is
+    /// neither a barrier nor workgroup memory.
+    pub const fn direct(
+        source: &'static str,
+        fits: fn(&[u32]) -> bool,
+        grid: fn(&[u32]) -> Grid,
+    ) -> Form {
+        Form {
+            name: "direct",
+            source,
+            entry: "main",
+            constants: &[],
+            home: Home::Software,
+            subgroup: 0,
+            fits,
+            grid,
+        }
+    }
+}
+
 /// The adapters a form was written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {

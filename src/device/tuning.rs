@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How a GPU decides between the forms of a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,26 +156,109 @@ pub fn cache_file(info: &DeviceInfo) -> Option<PathBuf> {
     Some(cache_folder()?.join(format!("tuning-{hash:016x}.json")))
 }
 
-/// The choices kept for this adapter; none if there is no such file, or one of another version or driver.
-pub fn load(info: &DeviceInfo) -> Choices {
+/// The choices kept in a file; none if it cannot be read or is of another adapter, driver or version.
+pub fn load(file: &Path, info: &DeviceInfo) -> Choices {
     let read = || -> Option<Choices> {
-        let text = std::fs::read_to_string(cache_file(info)?).ok()?;
-        let mut file: File = serde_json::from_str(&text).ok()?;
-        let choices = std::mem::take(&mut file.choices);
-        (file == File::new(info, Choices::default())).then_some(choices)
+        let text = std::fs::read_to_string(file).ok()?;
+        let mut kept: File = serde_json::from_str(&text).ok()?;
+        let choices = std::mem::take(&mut kept.choices);
+        (kept == File::new(info, Choices::default())).then_some(choices)
     };
     read().unwrap_or_default()
 }
 
-/// Keeps the choices for this adapter. Errors: the file cannot be written.
-pub fn save(info: &DeviceInfo, choices: &Choices) -> Result<()> {
-    if let Some(path) = cache_file(info) {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let file = File::new(info, choices.clone());
-        let text = serde_json::to_string_pretty(&file)?;
-        crate::run::atomic_write(&path, text.as_bytes())?;
+/// Keeps choices in a file, beside those for other classes that it holds. Errors: it cannot be written.
+pub fn save(file: &Path, info: &DeviceInfo, choices: &Choices) -> Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
     }
-    Ok(())
+    let mut all = load(file, info);
+    all.0.extend(choices.0.clone());
+    let text = serde_json::to_string_pretty(&File::new(info, all))?;
+    crate::run::atomic_write(file, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::device::{Buffer, DeviceRef, Stream};
+    use crate::kernels::matmul::{self, Dims, Form, matmul};
+    use std::sync::Arc;
+
+    fn launch(m: usize, n: usize, k: usize) -> Launch {
+        let device: DeviceRef = Arc::new(Cpu::new());
+        let buffer = || Buffer::new(&device, "operand", m * n * k).unwrap();
+        let (a, b, c) = (buffer(), buffer(), buffer());
+        let mut stream = Stream::new();
+        let dims = Dims { m, n, k };
+        matmul(
+            &mut stream,
+            Form::NT,
+            a.all(),
+            b.all(),
+            c.all(),
+            dims,
+            false,
+        );
+        stream.launches[0]
+    }
+
+    #[test]
+    fn a_class_is_a_power_of_two_and_the_forms_that_fit() {
+        let class = |m, n, k, subgroup| {
+            let launch = launch(m, n, k);
+            Class::of(&launch, offered(launch.kernel, subgroup)).text(launch.kernel)
+        };
+        let usual = class(100, 65, 64, 8);
+        assert_eq!(
+            usual,
+            "matmul_nt m 128 n 128 k 64 start 1: portable subgroup tiled tiled_small"
+        );
+        assert_eq!(class(128, 128, 33 + 3, 32), usual);
+        assert_ne!(class(129, 65, 64, 8), usual);
+        // No subgroups of 8, or no vectors of 4: other forms, another class.
+        let without = "matmul_nt m 128 n 128 k 64 start 1: portable tiled tiled_small";
+        assert_eq!(class(100, 65, 64, 4), without);
+        assert_eq!(class(100, 65, 63, 8), without);
+    }
+
+    #[test]
+    fn the_fixed_choice_suits_the_adapter() {
+        let name = |subgroup, software| {
+            let candidates = offered(&matmul::NT, subgroup);
+            matmul::NT.form_name(fixed(&matmul::NT, candidates & !0b10, software))
+        };
+        assert_eq!(name(8, true), "subgroup");
+        assert_eq!(name(0, true), "portable");
+        assert_eq!(name(32, false), "thin");
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("deep/tuning.json");
+        let info = DeviceInfo {
+            name: "adapter".into(),
+            backend: "vulkan".into(),
+            driver: "1".into(),
+            software: false,
+        };
+        assert_eq!(load(&file, &info), Choices::default());
+        let choices = Choices([("fill n 1: portable".into(), "portable".into())].into());
+        save(&file, &info, &choices).unwrap();
+        assert_eq!(load(&file, &info), choices);
+        let more = Choices([("fill n 2: portable".into(), "portable".into())].into());
+        save(&file, &info, &more).unwrap();
+        assert_eq!(load(&file, &info).0.len(), 2);
+        let other = DeviceInfo {
+            driver: "2".into(),
+            ..info.clone()
+        };
+        assert_eq!(load(&file, &other), Choices::default());
+        for text in ["", "{}", "[1]", "\u{fffd}"] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(load(&file, &info), Choices::default());
+        }
+    }
 }

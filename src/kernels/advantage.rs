@@ -10,6 +10,7 @@
 //! thousand operations per prompt: cheaper than a second launch.
 
 use super::tree_tables::{Candidates, NONE, Shape};
+use crate::device::threads::{chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -129,6 +130,9 @@ fn cost(launch: &Launch) -> Cost {
     }
 }
 
+/// Nodes per task of the twin.
+const NODES_PER_TASK: usize = 32;
+
 fn twin(args: &Args) {
     let p: Params = args.params();
     let (group, levels, nodes) = (p.group as usize, p.levels as usize, p.nodes as usize);
@@ -179,30 +183,33 @@ fn twin(args: &Args) {
         }
         (sum / count.max(1.0), count)
     };
-    for (node, reward) in node_reward.iter_mut().enumerate() {
-        *reward = mean_through(node, 0.0).0;
-    }
+    each(
+        chunks_mut(node_reward, 1),
+        NODES_PER_TASK,
+        |node, reward| {
+            reward[0] = mean_through(node, 0.0).0;
+        },
+    );
     let prompt = |node: usize| info[4 * node];
     let place = |node: usize| (info[4 * node + 1], info[4 * node + 2]);
-    let mut begin = 0;
-    while begin < nodes {
-        let same_prompt = |&n: &usize| prompt(n) == prompt(begin);
-        let end = begin + (begin..nodes).take_while(same_prompt).count();
-        for (node, advantage) in (begin..).zip(&mut by_node[begin..end]) {
-            let siblings = Moments::of(|center| {
-                (begin..end)
-                    .filter(|&n| place(n) == place(node))
-                    .map(move |n| mean_through(n, center))
-                    .filter_map(|(mean, count)| (count > 0.0).then_some(mean))
-            });
-            let (own, count) = mean_through(node, siblings.center);
-            *advantage = match count > 0.0 && siblings.count >= 2.0 {
-                true => (own - siblings.rest) / (siblings.std(0.0) + EPSILON),
-                false => 0.0,
-            };
-        }
-        begin = end;
-    }
+    let by_node = &mut by_node[..nodes];
+    each(chunks_mut(by_node, 1), NODES_PER_TASK, |node, advantage| {
+        // The nodes of a prompt lie together.
+        let own_prompt = |&n: &usize| prompt(n) == prompt(node);
+        let begin = node - (0..node).rev().take_while(own_prompt).count();
+        let end = node + (node..nodes).take_while(own_prompt).count();
+        let siblings = Moments::of(|center| {
+            (begin..end)
+                .filter(|&n| place(n) == place(node))
+                .map(move |n| mean_through(n, center))
+                .filter_map(|(mean, count)| (count > 0.0).then_some(mean))
+        });
+        let (own, count) = mean_through(node, siblings.center);
+        advantage[0] = match count > 0.0 && siblings.count >= 2.0 {
+            true => (own - siblings.rest) / (siblings.std(0.0) + EPSILON),
+            false => 0.0,
+        };
+    });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {

@@ -10,12 +10,13 @@
 //! forward 4 A H hd operations, backward 14 A H hd (6 for dq and 8 for dk and dv, the scores recomputed in each) and
 //! 2 T H hd for delta; each of q, kv, o and their gradients once, 4 bytes an element. Short documents are bound by
 //! launches and latency, which is why one workgroup of 64 owns a (row, head): enough groups at any batch, few barriers.
+//! The `direct` forms, for SIMD on the host's processor, have none: an invocation owns columns of a (row, head).
 
 mod twin;
 
 use super::harness::{Harness, TestBuffer};
 use super::rows::{Dims, NONE, Row};
-use crate::device::{Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::forest::ForestSize;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -36,12 +37,24 @@ params! {
     DeltaParams { vectors: u32, head_dim: u32 }
 }
 
+/// An invocation for each vector and block of its columns.
+const fn direct(source: &'static str, grid: fn(&[u32]) -> Grid) -> Form {
+    Form::direct(source, |w| w[3].is_multiple_of(4), grid)
+}
+
+fn direct_grid(vectors: u32, head_dim: u32, block: u32) -> Grid {
+    Grid((vectors * head_dim.div_ceil(block)).div_ceil(32))
+}
+
 pub static FORWARD: Kernel = Kernel {
     name: "attention",
     source: include_str!("../../shaders/attention.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[direct(
+        include_str!("../../shaders/attention_direct.wgsl"),
+        |w| direct_grid(w[0] * w[1], w[3], 64),
+    )],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
     twin: twin::forward,
@@ -65,7 +78,10 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_query.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[direct(
+        include_str!("../../shaders/attention_backward_query_direct.wgsl"),
+        |w| direct_grid(w[0] * w[1], w[3], 64),
+    )],
     params: Params::FIELDS,
     bindings: bindings![
         rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
@@ -79,7 +95,10 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_key_value.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[direct(
+        include_str!("../../shaders/attention_backward_key_value_direct.wgsl"),
+        |w| direct_grid(w[0] * w[2], w[3], 64),
+    )],
     params: KeyValueParams::FIELDS,
     bindings: bindings![
         rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
@@ -344,7 +363,14 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         &[(64, 4), (3, 66)],
         &[(65, 1), (2, 5), (61, 7)],
     ];
-    let shapes = [(1, 1, 1), (2, 1, 6), (3, 3, 20), (4, 2, 64), (2, 1, 129)];
+    let shapes = [
+        (1, 1, 1),
+        (2, 1, 6),
+        (3, 3, 20),
+        (4, 2, 64),
+        (2, 1, 129),
+        (3, 1, 136),
+    ];
     for documents in forests {
         for (heads, kv_heads, head_dim) in shapes {
             let (mut rows, mut parent) = chains(documents);

@@ -5,8 +5,8 @@
 //! nodes are numbered in it. Their rows and entries (`width` per prompt, inactive past the last candidate) are written
 //! for the next forward; `run` says whether there is one, which is what costs.
 //!
-//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)` loads per candidate in parallel; the twin
-//! sorts.
+//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)`
+//! loads per candidate in parallel; the twin sorts.
 
 use super::search::{
     FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, SearchSlices, Shape, Trie, each_prompt, header,
@@ -16,6 +16,7 @@ use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
+use std::cell::RefCell;
 
 params! {
     /// `nodes` is M, `entries` the rows per prompt of the candidates, `width` those of the next forward.
@@ -54,6 +55,14 @@ fn cost(launch: &Launch) -> Cost {
     }
 }
 
+/// Log-prob of the prefix, token, entry, place among the best children.
+type Candidate = (f32, u32, usize, usize);
+
+thread_local! {
+    /// Room to order a prompt's candidates in.
+    static CANDIDATES: RefCell<Vec<Candidate>> = const { RefCell::new(Vec::new()) };
+}
+
 fn twin(args: &Args) {
     let p: Params = args.params();
     let (entries, top, width) = (p.entries as usize, p.top as usize, p.width as usize);
@@ -68,32 +77,34 @@ fn twin(args: &Args) {
     each_prompt(shape, args, 3, |mut prompt| {
         let frontier = *prompt.header(header::FRONTIER) as usize;
         let count = *prompt.header(header::COUNT) as usize;
-        let mut candidates = Vec::with_capacity(entries * top);
-        for e in 0..count - frontier {
-            let prefix = prompt.stat(frontier + e, stat::CUMULATIVE);
-            let first = (prompt.index * entries + e) * top;
-            for i in first..first + top {
-                if top_edge[i] != NONE {
-                    candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), e, i));
+        let made = CANDIDATES.with_borrow_mut(|candidates| {
+            candidates.clear();
+            for e in 0..count - frontier {
+                let prefix = prompt.stat(frontier + e, stat::CUMULATIVE);
+                let first = (prompt.index * entries + e) * top;
+                for i in first..first + top {
+                    if top_edge[i] != NONE {
+                        candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), e, i));
+                    }
                 }
             }
-        }
-        let before = |a: &(f32, u32, usize, usize), b: &(f32, u32, usize, usize)| {
-            // Adding 0 makes -0 equal to 0, as the shader's comparison has it.
-            (b.0 + 0.0)
-                .total_cmp(&(a.0 + 0.0))
-                .then((a.1, a.2).cmp(&(b.1, b.2)))
-        };
-        if candidates.len() > width {
-            candidates.select_nth_unstable_by(width - 1, before);
-            candidates.truncate(width);
-        }
-        candidates.sort_unstable_by(before);
-        for (rank, &(_, token, e, i)) in candidates.iter().enumerate() {
-            prompt.make(count + rank, frontier + e, top_edge[i], top_logp[i]);
-            prompt.run(rank, count + rank, token);
-        }
-        let made = candidates.len();
+            let before = |a: &Candidate, b: &Candidate| {
+                // Adding 0 makes -0 equal to 0, as the shader's comparison has it.
+                (b.0 + 0.0)
+                    .total_cmp(&(a.0 + 0.0))
+                    .then((a.1, a.2).cmp(&(b.1, b.2)))
+            };
+            if candidates.len() > width {
+                candidates.select_nth_unstable_by(width - 1, before);
+                candidates.truncate(width);
+            }
+            candidates.sort_unstable_by(before);
+            for (rank, &(_, token, e, i)) in candidates.iter().enumerate() {
+                prompt.make(count + rank, frontier + e, top_edge[i], top_logp[i]);
+                prompt.run(rank, count + rank, token);
+            }
+            candidates.len()
+        });
         prompt.rest(made);
         *prompt.header(header::COUNT) += made as u32;
         *prompt.header(header::FRONTIER) = count as u32;

@@ -16,7 +16,7 @@
 //! lanes that a small vocabulary does not drown in barriers on software adapters.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::{MASKED, exp};
 use crate::{bindings, params};
@@ -31,7 +31,11 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/log_softmax.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::direct(
+        include_str!("../../shaders/log_softmax_direct.wgsl"),
+        |_| true,
+        |w| Grid(w[0].div_ceil(32)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![
         logits: In F32,

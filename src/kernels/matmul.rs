@@ -299,7 +299,7 @@ const fn dims(m: usize, n: usize, k: usize) -> Dims {
 }
 
 /// One, primes, one past a tile (8 rows, 128 columns), multiples of 4, and products worth several threads.
-const SHAPES: [Dims; 10] = [
+const SHAPES: [Dims; 11] = [
     dims(1, 1, 1),
     dims(1, 68, 12),
     dims(3, 5, 7),
@@ -308,6 +308,7 @@ const SHAPES: [Dims; 10] = [
     dims(12, 132, 20),
     dims(37, 4, 31),
     dims(16, 260, 2),
+    dims(67, 1, 36),
     dims(68, 92, 52),
     dims(100, 36, 76),
 ];

@@ -6,12 +6,13 @@
 //!
 //! Floor for n elements: forward 4n operations and 8n bytes; backward 8n and 12n (16n when it accumulates); weight
 //! gradient 3n and 8n; beside them one number per vector and one per column, and the weight gradient's partial sums. One
-//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast.
+//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There, the `direct` forms
+//! do without it: an invocation owns a vector.
 
 use super::harness::Harness;
 use super::math::{dot, fold};
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -131,12 +132,18 @@ params! {
     SumParams { chunks: u32, dim: u32 }
 }
 
+/// An invocation for each vector; stride, offset and length multiples of 4.
+const fn direct(source: &'static str) -> Form {
+    let fits = |w: &[u32]| w[2..5].iter().all(|length| length.is_multiple_of(4));
+    Form::direct(source, fits, |w| Grid(w[0].div_ceil(32)))
+}
+
 pub static FORWARD: Kernel = Kernel {
     name: "rmsnorm",
     source: include_str!("../../shaders/rmsnorm.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[direct(include_str!("../../shaders/rmsnorm_direct.wgsl"))],
     params: ForwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, y: Out F32, rstd: Out F32],
     twin: forward_twin,
@@ -148,7 +155,9 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[direct(include_str!(
+        "../../shaders/rmsnorm_backward_direct.wgsl"
+    ))],
     params: BackwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In F32, dx: Out F32],
     twin: backward_twin,
@@ -475,6 +484,7 @@ fn shapes() -> Vec<Heads> {
         Heads::plain(5, 257),
         inside(7, 3, 31, 5, 6),
         inside(67, 2, 160, 64, 16),
+        inside(33, 3, 44, 8, 12),
     ]
 }
 

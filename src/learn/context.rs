@@ -3,10 +3,11 @@
 use super::engine::Engine;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::device::Counters;
+use crate::device::{Counters, DeviceRef};
 use crate::forest::PromptAttention;
 use crate::model::Model;
 use crate::model::checkpoint::{Init, load_blocks, save_blocks};
+use crate::run::atomic_write;
 use crate::run::{Checkpoints, Metrics, Progress, RunFolder, Stage, State};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
@@ -39,12 +40,17 @@ pub struct Validation {
     pub metric: f64,
 }
 
+/// What prompt tokens see under these settings.
+pub fn attention(config: &Config) -> PromptAttention {
+    match config.model.prompt_attention {
+        crate::config::PromptAttention::Causal => PromptAttention::Causal,
+        crate::config::PromptAttention::Full => PromptAttention::Full,
+    }
+}
+
 impl Context<'_> {
     pub fn attention(&self) -> PromptAttention {
-        match self.config.model.prompt_attention {
-            crate::config::PromptAttention::Causal => PromptAttention::Causal,
-            crate::config::PromptAttention::Full => PromptAttention::Full,
-        }
+        attention(self.config)
     }
 
     /// Saves model, optimiser and state.
@@ -69,6 +75,10 @@ impl Context<'_> {
             ];
             for (name, moment) in moments {
                 save_blocks(layout, &moment.read()?, &folder.join(name))?;
+            }
+            let choices = engine.device().choices();
+            if !choices.0.is_empty() {
+                atomic_write(&folder.join(CHOICES), &serde_json::to_vec_pretty(&choices)?)?;
             }
             more(folder)
         })?;
@@ -100,6 +110,21 @@ impl Context<'_> {
             moment.write(&load_blocks(engine.layout(), &checkpoint.join(name))?)?;
         }
         Ok(())
+    }
+}
+
+/// The forms of kernels that a GPU run has chosen: others may add in another order.
+const CHOICES: &str = "tuning.json";
+
+/// Makes the device take the forms that the run took until `checkpoint`. One without them, or with ones that this adapter
+/// lacks, costs time and bits, not the run.
+pub fn restore_choices(device: &DeviceRef, checkpoint: &Path) {
+    let kept = std::fs::read(checkpoint.join(CHOICES));
+    if let Some(choices) = kept
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+    {
+        device.choose(&choices);
     }
 }
 

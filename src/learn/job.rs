@@ -1,6 +1,6 @@
 //! The whole job: fine-tuning, V-STAR, the baseline, the final comparison.
 
-use super::context::{Context, Validation};
+use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine};
 use super::{rl, rollout, sft};
 use crate::config::{Arch, Candidates, Config};
@@ -75,6 +75,44 @@ pub fn load_model(
     Ok(model)
 }
 
+/// The buffers that every stage of a run uses.
+pub fn prepare(
+    model: Model,
+    config: &Config,
+    data: &Dataset,
+    plan: &sft::Plan,
+    stages: Stages,
+) -> Result<(Engine, Searcher)> {
+    let mut capacity = Capacity {
+        tokens: 1,
+        rows: 1,
+        targets: 1,
+        slots: 1,
+    };
+    if stages.sft {
+        capacity = capacity.max(plan.capacity(data.catalog.levels(), attention(config)));
+    }
+    if stages.rl {
+        capacity = capacity.max(rollout::capacity(config, data)?);
+        if stages.eval && config.eval.baselines {
+            capacity = capacity.max(rollout::capacity(&baseline(config), data)?);
+        }
+    }
+    let engine = Engine::new(model, capacity, config.model.recompute)?;
+    let validation = Searcher::new(&engine.model, data, &Decoding::evaluation(config, data))?;
+    Ok((engine, validation))
+}
+
+/// The settings of the baseline: GRPO with beam search.
+pub fn baseline(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.rl.decode = Candidates::Beam;
+    config.rl.sibling_weight = 0.0;
+    config.rl.value_weight = 0.0;
+    config.rl.value_warmup_steps = 0;
+    config
+}
+
 /// What the final table holds of one system.
 struct System {
     name: &'static str,
@@ -107,20 +145,10 @@ pub fn run(
         None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
     };
     context.elapsed_before = start.elapsed_seconds;
+    if let Some(checkpoint) = &resume {
+        restore_choices(device, checkpoint);
+    }
     let plan = sft::Plan::new(&context)?;
-    let rl_capacity = rollout::capacity(config, data)?;
-    let sft_capacity = plan.capacity(data.catalog.levels(), context.attention());
-    let capacity = match (stages.sft, stages.rl) {
-        (true, true) => sft_capacity.max(rl_capacity),
-        (true, false) => sft_capacity,
-        (false, true) => rl_capacity,
-        (false, false) => Capacity {
-            tokens: 1,
-            rows: 1,
-            targets: 1,
-            slots: 1,
-        },
-    };
     let init = context.init();
     let positions = plan.longest(data.catalog.levels()).max(positions(data));
     let given = match config.model.init.as_str() {
@@ -136,9 +164,8 @@ pub fn run(
         Some(dir) => load_model(device, dir, data, positions, init)?,
         None => Model::initialised(device, &architecture(config, data), positions, init)?,
     };
-    let engine = Engine::new(model, capacity, config.model.recompute)?;
+    let (engine, validation) = prepare(model, config, data, &plan, stages)?;
     let tables = SidTables::new(data);
-    let validation = Searcher::new(&engine.model, data, &Decoding::evaluation(config, data))?;
     let mut job = Job {
         context,
         engine,
@@ -223,13 +250,10 @@ impl Job<'_> {
             let spent = start.extra.get(TOKENS_BEFORE).and_then(Value::as_u64);
             return spent.context("the checkpoint lacks the decode tokens of the stage before");
         }
-        let mut config = self.context.config.clone();
-        if stage == Stage::Grpo {
-            config.rl.decode = Candidates::Beam;
-            config.rl.sibling_weight = 0.0;
-            config.rl.value_weight = 0.0;
-            config.rl.value_warmup_steps = 0;
-        }
+        let config = match stage {
+            Stage::Grpo => baseline(self.context.config),
+            _ => self.context.config.clone(),
+        };
         let state = match resume.filter(|_| start.stage == stage) {
             Some(checkpoint) => {
                 self.context.restore(&self.engine, checkpoint)?;
@@ -384,6 +408,7 @@ impl Job<'_> {
             "parameters": self.engine.model.architecture.parameters(),
             "seconds": seconds,
             "counters": device.counters(),
+            "memory": device.memory(),
             "systems": figures,
             "vstar_over_sft": comparisons,
         }))?;

@@ -6,6 +6,7 @@ pub mod head;
 pub mod job;
 pub mod judge;
 pub mod oracle;
+pub mod plan;
 pub mod policy;
 pub mod probe;
 pub mod rl;

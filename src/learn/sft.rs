@@ -1,10 +1,12 @@
 //! Supervised fine-tuning: next-SID cross-entropy over whole histories, each token once (spec 3), until validation
 //! NDCG@10 stops improving.
 
-use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
+use super::context::{Context, Faults, Pace, Record, StepRecord, Validation, attention};
 use super::engine::{Capacity, Engine, Targets};
 use super::schedule::LearningRate;
 use super::sequences::{Window, epoch_order, push_window, windows};
+use crate::config::Config;
+use crate::data::Dataset;
 use crate::device::{ALIGN_WORDS, Buffer, Counters, Reading, Stream};
 use crate::forest::{Forest, PromptAttention};
 use crate::kernels::{grad_norm, reduce};
@@ -25,13 +27,18 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(context: &Context) -> Result<Plan> {
-        let (config, data) = (&context.config.sft, context.data);
+        Self::of(context.config, context.data)
+    }
+
+    /// From settings and data.
+    pub fn of(all: &Config, data: &Dataset) -> Result<Plan> {
+        let config = &all.sft;
         let levels = data.catalog.levels();
         let items = match config.window {
             0 => data.max_history + 1,
             tokens => (tokens - 1) / levels,
         };
-        let windows = windows(&data.train, items, context.attention());
+        let windows = windows(&data.train, items, attention(all));
         ensure!(
             !windows.is_empty(),
             "no training sequence is long enough: {} sequences, and fine-tuning learns the item after a history",

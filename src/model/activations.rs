@@ -55,6 +55,11 @@ pub struct GradActs {
     pub qkv: Slice,
 }
 
+/// How the labels of the buffers here begin.
+pub const ACTIVATIONS: &str = "activations: ";
+/// What each cache is called.
+pub const CACHE: &str = "key/value cache";
+
 /// Hands out buffers and keeps them alive.
 pub struct Arena {
     device: DeviceRef,
@@ -71,7 +76,7 @@ impl Arena {
 
     /// A zeroed buffer's whole slice.
     pub fn take(&mut self, label: &str, words: usize) -> Result<Slice> {
-        let buffer = Buffer::new(&self.device, label, words)?;
+        let buffer = Buffer::new(&self.device, &format!("{ACTIVATIONS}{label}"), words)?;
         let slice = buffer.all();
         self.buffers.push(buffer);
         Ok(slice)
@@ -282,7 +287,7 @@ impl Activations {
         slots: usize,
     ) -> Result<Activations> {
         let mut arena = Arena::new(device);
-        let kv = arena.take("key/value cache", slots * a.kv_width())?;
+        let kv = arena.take(CACHE, slots * a.kv_width())?;
         let with = |acts: &LayerActs| LayerActs { kv, ..*acts };
         Ok(Activations {
             tokens: self.tokens,
@@ -313,7 +318,7 @@ impl Activations {
                 Some(acts) => acts.kv,
                 None => other.value_block.kv,
             }),
-            Cache::PerLayer(slots) => arena.take("key/value cache", slots * a.kv_width()),
+            Cache::PerLayer(slots) => arena.take(CACHE, slots * a.kv_width()),
         };
         let embedded = arena.take("embedded tokens", t * d)?;
         let mut layers: Vec<LayerActs> = Vec::with_capacity(a.layers);

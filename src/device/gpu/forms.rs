@@ -3,13 +3,14 @@
 //! A form is measured with the very launch that needs it: on its inputs, which the launches before it have made, and on
 //! copies of its outputs. So the data are those of the run, and nothing of the run is changed.
 
-use super::{Gpu, SLOT_BYTES, State, bind_group_key, new_buffer};
+use super::{Gpu, GpuOptions, SLOT_BYTES, State, bind_group_key, new_buffer};
 use crate::device::stream::{Grid, Launch, Stream};
 use crate::device::tuning::{self, Choices, Class, Forms, bits};
-use crate::device::{Access, Cost, DeviceInfo, Kernel, Slice};
+use crate::device::{Access, Cost, DeviceInfo, Home, Kernel, Slice};
 use anyhow::Result;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Measuring stops here, compilation included; classes met later get the fixed choice.
@@ -40,6 +41,8 @@ pub(super) struct Selection {
     /// Takes precedence over everything else where it fits.
     insisted: Option<&'static str>,
     info: DeviceInfo,
+    /// The file to keep choices in.
+    file: Option<PathBuf>,
     /// By class, for the next launch.
     chosen: HashMap<Class, usize>,
     /// By the class's text, to be kept: those made here and those that were given.
@@ -52,16 +55,22 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    pub(super) fn new(info: &DeviceInfo, mode: Forms) -> Selection {
+    /// What a device measures that was opened for a test is not kept.
+    pub(super) fn new(info: &DeviceInfo, options: GpuOptions) -> Selection {
+        let file = match options.bare || options.exposed {
+            true => None,
+            false => tuning::cache_file(info),
+        };
         Selection {
-            mode,
+            mode: options.forms,
             insisted: None,
             info: info.clone(),
             chosen: HashMap::new(),
-            table: match mode {
-                Forms::Measured => tuning::load(info),
+            table: match (options.forms, &file) {
+                (Forms::Measured, Some(file)) => tuning::load(file, info),
                 _ => Choices::default(),
             },
+            file,
             measurements: Vec::new(),
             spent: Duration::ZERO,
             unsaved: false,
@@ -100,12 +109,34 @@ impl Selection {
             _ if candidates == 1 => 0,
             mode => match self.table.0.get(&class.text(kernel)) {
                 Some(name) if known(name).is_some() => known(name)?,
-                _ if mode == Forms::Fixed || self.spent > BUDGET => fixed(),
+                _ if mode == Forms::Fixed => fixed(),
+                _ if self.promising(kernel, candidates).count_ones() == 1 => fixed(),
+                _ if mode == Forms::Measured && self.spent > BUDGET => {
+                    // Not measured, so not kept in the file; but this run stays with it.
+                    let text = class.text(kernel);
+                    let form = fixed();
+                    self.table.0.insert(text, kernel.form_name(form).into());
+                    form
+                }
                 _ => return None,
             },
         };
         self.chosen.insert(class, form);
         Some(form)
+    }
+
+    /// The forms worth measuring. Those for hardware need not be tried on a processor, unless everything is to be known.
+    fn promising(&self, kernel: &Kernel, candidates: u32) -> u32 {
+        let tried = |form: usize| {
+            form == 0 || !self.info.software || kernel.forms[form - 1].home != Home::Hardware
+        };
+        match self.mode {
+            Forms::Remeasured => candidates,
+            _ => bits(candidates)
+                .filter(|&form| tried(form))
+                .map(|form| 1 << form)
+                .sum(),
+        }
     }
 
     fn record(&mut self, launch: &Launch, class: Class, seconds: &[(usize, f64)]) -> usize {
@@ -183,7 +214,10 @@ impl Gpu {
         }
         if std::mem::take(&mut state.selection.unsaved) {
             // Kept before it is used. Where nothing can be kept, the next process measures again: that costs time only.
-            let _ = tuning::save(&state.selection.info, &state.selection.table);
+            let Selection {
+                info, file, table, ..
+            } = &state.selection;
+            let _ = file.as_ref().map(|file| tuning::save(file, info, table));
         }
         Ok(submitted)
     }
@@ -212,7 +246,8 @@ impl Gpu {
         self.queue.submit([encoder.finish()]);
     }
 
-    /// Seconds each candidate takes for this launch, whose parameters are in `slot`.
+    /// Seconds each candidate that compiles takes for this launch, whose parameters are in `slot`; nothing if there is no
+    /// memory for copies of its outputs.
     fn measure(
         &self,
         state: &mut State,
@@ -221,8 +256,13 @@ impl Gpu {
         slot: usize,
     ) -> Result<Vec<(usize, f64)>> {
         let kernel = launch.kernel;
-        for form in bits(class.candidates) {
-            self.pipeline(state, kernel, form)?;
+        let mut candidates = state.selection.promising(kernel, class.candidates);
+        for form in bits(candidates) {
+            match self.pipeline(state, kernel, form) {
+                // A driver that does not take this form may take the portable one.
+                Err(_) if form > 0 => candidates &= !(1 << form),
+                outcome => outcome?,
+            }
         }
         // For each output, the buffer in its place.
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -288,7 +328,7 @@ impl Gpu {
         };
         let mut seconds = Vec::new();
         let mut best = f64::INFINITY;
-        for form in bits(class.candidates) {
+        for form in bits(candidates) {
             restore()?;
             // The first run may compile.
             time(form, 1)?;
@@ -333,5 +373,82 @@ fn grid(launch: &Launch, form: usize) -> Grid {
     match form {
         0 => launch.grid,
         n => (launch.kernel.forms[n - 1].grid)(launch.params()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::choose::{DeviceChoice, choose_adapter};
+    use crate::device::{Buffer, Device, DeviceRef};
+    use crate::kernels::matmul::{Dims, Form, matmul};
+    use std::sync::Arc;
+
+    const DIMS: Dims = Dims { m: 20, n: 12, k: 8 };
+
+    fn gpu(forms: Forms) -> Arc<Gpu> {
+        let choice = DeviceChoice {
+            device: "gpu".into(),
+            ..Default::default()
+        };
+        let adapter = choose_adapter(&choice).unwrap().unwrap();
+        let options = GpuOptions {
+            exposed: true,
+            forms,
+            ..Default::default()
+        };
+        Arc::new(Gpu::open(&adapter, options).unwrap())
+    }
+
+    /// A product added to itself twice: what it comes to, and the form of the second.
+    fn product(gpu: &Arc<Gpu>) -> (Vec<f32>, &'static str) {
+        let device: DeviceRef = gpu.clone();
+        let values = |n: usize| (0..n).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>();
+        let buffer = |n| Buffer::with_f32(&device, "operand", &values(n)).unwrap();
+        let (a, b) = (buffer(DIMS.m * DIMS.k), buffer(DIMS.k * DIMS.n));
+        let c = Buffer::new(&device, "c", DIMS.m * DIMS.n).unwrap();
+        let mut stream = Stream::new();
+        for accumulate in [false, true] {
+            matmul(
+                &mut stream,
+                Form::NN,
+                a.all(),
+                b.all(),
+                c.all(),
+                DIMS,
+                accumulate,
+            );
+        }
+        device.run(&stream).unwrap();
+        (c.read_f32().unwrap(), device.form(&stream.launches[1]))
+    }
+
+    #[test]
+    fn measuring_changes_nothing_and_its_choice_can_be_kept() {
+        let (want, _) = product(&gpu(Forms::Named("portable")));
+        let first = gpu(Forms::Remeasured);
+        let (got, form) = product(&first);
+        assert_eq!(got, want);
+        assert!(!first.measurements().is_empty());
+        // Another process, given the choices, measures nothing and does the same.
+        let second = gpu(Forms::Measured);
+        second.choose(&first.choices());
+        assert_eq!(product(&second), (want, form));
+        assert!(second.measurements().is_empty());
+        assert_eq!(second.choices(), first.choices());
+    }
+
+    #[test]
+    fn a_choice_that_does_not_exist_is_ignored() {
+        let first = gpu(Forms::Remeasured);
+        product(&first);
+        let mut choices = first.choices();
+        choices
+            .0
+            .values_mut()
+            .for_each(|form| *form = "lost".into());
+        let second = gpu(Forms::Fixed);
+        second.choose(&choices);
+        assert_eq!(product(&second), product(&gpu(Forms::Fixed)));
     }
 }

@@ -9,7 +9,7 @@ mod timing;
 
 use super::timing::{Times, by_wall_clock};
 use super::tuning::{Choices, Forms};
-use super::{Counters, Device, DeviceInfo, Launch, Reading, Slice, Stream};
+use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream};
 use anyhow::{Result, anyhow, bail};
 pub use forms::Measurement;
 use forms::Selection;
@@ -50,6 +50,7 @@ struct State {
     uniforms: wgpu::Buffer,
     staging: Staging,
     counters: Counters,
+    memory: Memory,
     scratch: Vec<u8>,
     patches: Patches,
     resolver: Resolver,
@@ -173,11 +174,12 @@ impl Gpu {
             free: Vec::new(),
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
-            selection: Selection::new(&info, options.forms),
+            selection: Selection::new(&info, options),
             bind_groups: HashMap::new(),
             uniforms: uniform_buffer(&device, 1024),
             staging: Staging::default(),
             counters: Counters::default(),
+            memory: Memory::default(),
             scratch: Vec::new(),
             patches: Patches::default(),
             resolver: Resolver::new(&device),
@@ -264,6 +266,7 @@ impl Device for Gpu {
         }
         self.check()?;
         let mut state = self.state.lock().unwrap();
+        state.memory.take(4 * words as u64);
         Ok(match state.free.pop() {
             Some(id) => {
                 state.buffers[id as usize] = Some(buffer);
@@ -282,7 +285,9 @@ impl Device for Gpu {
             .bind_groups
             .retain(|(_, slices), _| slices.iter().all(|s| s.buffer != buffer));
         state.resolver.forget(Some(buffer));
-        state.buffers[buffer as usize] = None;
+        if let Some(gone) = state.buffers[buffer as usize].take() {
+            state.memory.give(gone.size());
+        }
         state.free.push(buffer);
     }
 
@@ -323,6 +328,10 @@ impl Device for Gpu {
 
     fn counters(&self) -> Counters {
         self.state.lock().unwrap().counters
+    }
+
+    fn memory(&self) -> Memory {
+        self.state.lock().unwrap().memory
     }
 
     fn form(&self, launch: &Launch) -> &'static str {

@@ -96,9 +96,7 @@ fn exponentials(scores: &mut [f32; TILE], count: usize, scale: f32, before: f32)
     let scores = &mut scores[..padded];
     let (mut tops, mut sums) = ([before; 16], [0.0f32; 16]);
     let larger = |a: f32, b: f32| if b > a { b } else { a };
-    for chunk in scores.chunks_exact_mut(16) {
-        chunk.iter_mut().for_each(|score| *score *= scale);
-    }
+    scores.iter_mut().for_each(|score| *score *= scale);
     scores[count..].fill(MASKED);
     for chunk in scores.chunks_exact(16) {
         for i in 0..16 {
@@ -225,7 +223,7 @@ pub(super) fn forward(args: &Args) {
     let (parent, q, kv) = (args.u32(1), args.f32(2), args.f32(3));
     let (width, per_task) = (shape.dims.q_width(), shape.rows_per_task());
     let parts = (
-        chunks_mut(args.f32_mut(4), per_task * width),
+        chunks_mut(&mut args.f32_mut(4)[..rows.len() * width], per_task * width),
         chunks_mut(args.f32_mut(5), per_task * heads),
         chunks(rows, per_task),
     );
@@ -253,10 +251,21 @@ pub(super) fn forward(args: &Args) {
                 for (i, row) in run.iter().enumerate() {
                     let o = &mut o[i * width..][..head_dim];
                     let q = queries.get(own.start + i);
-                    for slot in chain(row, parent) {
-                        scores.0[0][0] = dot(q, keys.get(slot));
-                        sums[i].take(&mut scores.0[0], 1, shape.scale, o);
-                        axpy(o, scores.0[0][0], values.get(slot));
+                    let (mut chain, scores) = (chain(row, parent), &mut scores.0[0]);
+                    loop {
+                        let (mut slots, mut count) = ([0; 16], 0);
+                        for (place, slot) in slots.iter_mut().zip(&mut chain) {
+                            *place = slot;
+                            scores[count] = dot(q, keys.get(slot));
+                            count += 1;
+                        }
+                        if count == 0 {
+                            break;
+                        }
+                        sums[i].take(scores, count, shape.scale, o);
+                        for (&weight, &slot) in scores[..count].iter().zip(&slots) {
+                            axpy(o, weight, values.get(slot));
+                        }
                     }
                     lse[(first + i) * heads + head] = sums[i].finish(o);
                 }
@@ -323,7 +332,7 @@ pub(super) fn backward_query(args: &Args) {
     let (d_o, delta) = (args.f32(5), args.f32(6));
     let (width, per_task) = (shape.dims.q_width(), shape.rows_per_task());
     let parts = (
-        chunks_mut(args.f32_mut(7), per_task * width),
+        chunks_mut(&mut args.f32_mut(7)[..rows.len() * width], per_task * width),
         chunks(rows, per_task),
     );
     each(parts, 1, |task, (dq, rows)| {
@@ -396,7 +405,7 @@ pub(super) fn backward_key_value(args: &Args) {
     let (d_o, delta) = (args.f32(4), args.f32(5));
     let (width, per_task) = (shape.dims.kv_width(), shape.rows_per_task());
     let parts = (
-        chunks_mut(args.f32_mut(6), per_task * width),
+        chunks_mut(&mut args.f32_mut(6)[..rows.len() * width], per_task * width),
         chunks(rows, per_task),
     );
     each(parts, 1, |task, (dkv, rows)| {

@@ -1,0 +1,170 @@
+//! What a run is said to need and what it takes; and ways to need less that change nothing else.
+
+#[path = "support/devices.rs"]
+mod devices;
+#[path = "support/folder.rs"]
+mod folder;
+#[path = "support/steps.rs"]
+mod steps;
+#[path = "support/toy.rs"]
+mod toy;
+#[path = "support/train.rs"]
+mod train;
+
+use devices::{bare_gpu, cpu};
+use folder::in_folder;
+use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
+use train::{config, dataset, engine};
+use vstar::device::{DeviceRef, Stream, TooLarge};
+use vstar::forest::{Forest, PromptAttention};
+use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::head::Head;
+use vstar::learn::job::{self, Stages};
+use vstar::learn::plan::Plan;
+use vstar::learn::sequences::{Window, push_window, windows};
+use vstar::model::Model;
+
+const ALL: Stages = Stages {
+    sft: true,
+    rl: true,
+    eval: true,
+};
+
+#[test]
+fn a_run_takes_what_was_planned() {
+    let data = dataset();
+    for device in [cpu(), bare_gpu()] {
+        for change in ["rl.kl_beta=0.02", "rl.accumulate=3", "model.recompute=true"] {
+            let steps = ["sft.max_steps=2", "rl.steps=2", "rl.max_steps=2"];
+            let config = config(&[&steps[..], &[change]].concat());
+            let planned = Plan::new(&config, &data, ALL).unwrap().peak as f64;
+            let fresh: DeviceRef = match device.info().backend.as_str() {
+                "cpu" => cpu(),
+                _ => bare_gpu(),
+            };
+            let temporary = tempfile::tempdir().unwrap();
+            let root = temporary.path().join("run");
+            in_folder(&root, &config, &data, |context| {
+                job::run(&fresh, context, ALL, None)
+            })
+            .unwrap();
+            let taken = fresh.memory().peak as f64;
+            let ratio = taken / planned;
+            assert!(
+                (0.9..1.1).contains(&ratio),
+                "{change}: {taken} of {planned}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_told_what_would() {
+    let (data, config) = (dataset(), config(&[]));
+    let plan = Plan::new(&config, &data, ALL).unwrap();
+    let mut info = cpu().info().clone();
+    let admit = |plan, info: &_| Plan::admit(plan, &config, &data, ALL, info);
+    admit(Ok(plan.clone()), &info).unwrap();
+    let huge = Plan {
+        peak: u64::MAX - 1,
+        ..plan.clone()
+    };
+    let error = admit(Ok(huge.clone()), &info).unwrap_err().to_string();
+    assert!(
+        error.contains("it would fit with sft.accumulate="),
+        "{error}"
+    );
+    assert!(error.contains("model.recompute="), "{error}");
+    info.software = false;
+    admit(Ok(huge), &info).expect("a GPU speaks for itself");
+    let half = Plan::settings_that_fit(&config, &data, ALL, plan.peak / 2).unwrap();
+    let settings: Vec<&str> = half.split(' ').collect();
+    let smaller = Plan::new(&train::config(&settings), &data, ALL).unwrap();
+    assert!(smaller.peak <= plan.peak / 2, "{half}");
+    assert_eq!(Plan::settings_that_fit(&config, &data, ALL, 1000), None);
+    let wide = train::config(&[
+        "model.hidden_size=65536",
+        "model.heads=512",
+        "model.layers=1",
+    ]);
+    let error = Plan::new(&wide, &data, ALL).unwrap_err();
+    assert!(error.is::<TooLarge>(), "{error:#}");
+}
+
+/// Documents of a step.
+fn documents(data: &vstar::data::Dataset) -> Vec<Window> {
+    windows(&data.train, 7, CAUSAL)[..9].to_vec()
+}
+
+#[test]
+fn recomputed_activations_are_the_same_bits() {
+    let data = dataset();
+    let losses = |recompute: &str| {
+        let config = config(&[recompute]);
+        let mut engine = engine(&cpu(), &config, &data);
+        fine_tune(&mut engine, &data, CAUSAL, (3, 1e-3))
+    };
+    assert_eq!(
+        losses("model.recompute=false"),
+        losses("model.recompute=true")
+    );
+    for arch in ["model.arch=qwen2", "model.arch=qwen3"] {
+        let gradient_with = |recompute: &str| {
+            let config = config(&[arch, recompute]);
+            let mut engine = engine(&cpu(), &config, &data);
+            let parts = [documents(&data)];
+            sft_step(&mut engine, &data, &parts, CAUSAL, &update(0.0));
+            gradient(&engine)
+        };
+        let kept = gradient_with("model.recompute=false");
+        assert_eq!(kept, gradient_with("model.recompute=true"), "{arch}");
+    }
+}
+
+/// Log-probs, and the gradient by tensor.
+type Outcome = (Vec<f32>, Vec<(String, Vec<f32>)>);
+
+/// Log-probs and gradient with logits in chunks of at most `words`, by the way of fine-tuning and by that of a policy.
+fn with_chunks(device: &DeviceRef, words: usize) -> [Outcome; 2] {
+    let (data, config) = (dataset(), config(&["model.tie_embeddings=false"]));
+    let mut engine: Engine = engine(device, &config, &data);
+    engine.head = Head::with_chunks(device, &engine.model, engine.capacity(), words).unwrap();
+    let (mut forest, mut targets) = (Forest::new(), Targets::default());
+    for w in documents(&data) {
+        let items = &data.train[w.sequence as usize];
+        let into = (&mut forest, &mut targets);
+        push_window(&data.catalog, items, w, PromptAttention::Causal, into);
+    }
+    assert!(targets.rows.len() > 130, "several chunks of 64 rows");
+    let input = engine.upload(&forest, &targets).unwrap();
+    let g: Vec<f32> = (0..targets.len()).map(|k| (k as f32).sin()).collect();
+    engine.head.g.write_f32(&g).unwrap();
+    [true, false].map(|fused| {
+        let mut s = Stream::new();
+        Model::clear(&mut s, &engine.optimiser.gradient);
+        if fused {
+            engine.forward_backward(&mut s, &input);
+        } else {
+            engine.forward(&mut s, &input, engine.head.logp.all());
+            engine.backward_head(&mut s, &input);
+            engine.backward_backbone(&mut s, &input);
+        }
+        device.run(&s).unwrap();
+        (engine.head.logp.read_f32().unwrap(), gradient(&engine))
+    })
+}
+
+#[test]
+fn logits_in_chunks_give_the_same_gradient() {
+    for device in [cpu(), bare_gpu()] {
+        let [whole, again] = with_chunks(&device, 1 << 24);
+        assert_eq!(whole.0, again.0);
+        assert_eq!(gradient_difference(&whole.1, &again.1), 0.0);
+        // 64 rows of the toy's vocabulary and not 128.
+        for (logp, chunked) in with_chunks(&device, 64 * 30) {
+            assert_eq!(logp, whole.0);
+            let off = gradient_difference(&whole.1, &chunked);
+            assert!(off < 1e-6, "the gradient is off by {off:.1e}");
+        }
+    }
+}
