@@ -1,4 +1,5 @@
-//! What the device can do at most, measured before anything is compared with it.
+//! What the device can do at most, measured before anything is compared with it, and once more after: on a machine that
+//! others use too, the better of the two is nearer the truth.
 
 use super::stopwatch::{Stopwatch, Summary};
 use crate::device::{Buffer, Cost, Stream};
@@ -73,6 +74,17 @@ impl Ceilings {
             launch_seconds: ((many - one) / 100.0).max(0.0),
             submission_seconds: one,
         })
+    }
+
+    /// The higher of each, the shorter times.
+    pub fn best(self, other: Ceilings) -> Ceilings {
+        let (a, b) = (self, other);
+        Ceilings {
+            operations_per_second: a.operations_per_second.max(b.operations_per_second),
+            bytes_per_second: a.bytes_per_second.max(b.bytes_per_second),
+            launch_seconds: a.launch_seconds.min(b.launch_seconds),
+            submission_seconds: a.submission_seconds.min(b.submission_seconds),
+        }
     }
 
     /// The larger of the shares of both ceilings that `cost` in `seconds` reaches, and which it is.

@@ -119,7 +119,7 @@ pub fn run(watch: &Stopwatch, shape: &Shape) -> Result<Report> {
         .into_iter()
         .map(Recorded::entry)
         .collect::<Result<_>>()?;
-    Ok(report)
+    report.end(watch)
 }
 
 /// A line per method; VED also against half its budget.

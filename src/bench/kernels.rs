@@ -281,7 +281,7 @@ pub fn run(watch: &Stopwatch, shape: &Shape, pattern: &str) -> Result<Report> {
         progress.step(number, &[]);
     }
     progress.finish();
-    Ok(report)
+    report.end(watch)
 }
 
 /// Launches with less of a step's time than this are left out of the table, unless they are the slowest of their kernel.

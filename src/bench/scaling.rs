@@ -51,7 +51,7 @@ pub fn run(watch: &Stopwatch, base: &Shape, largest: usize) -> Result<Report> {
         progress.step(number, &[]);
     }
     progress.finish();
-    Ok(report)
+    report.end(watch)
 }
 
 fn row(watch: &Stopwatch, shape: &Shape, axis: &str, value: usize) -> Result<Entry> {

@@ -174,7 +174,7 @@ pub fn run(watch: &Stopwatch, shapes: &[Shape]) -> Result<Report> {
         }
     }
     progress.finish();
-    Ok(report)
+    report.end(watch)
 }
 
 fn recording(watch: &Stopwatch) -> (Arc<Recorder>, DeviceRef) {

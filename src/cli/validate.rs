@@ -102,7 +102,7 @@ impl Check {
                 Check::Kernel(_, cases) => {
                     let mut harness = Harness::new(device);
                     let outcome = cases(&mut harness);
-                    met = harness.met().clone();
+                    met = harness.met();
                     outcome
                 }
                 Check::Step(_, step) => step(&device),
@@ -420,8 +420,8 @@ mod tests {
         }
         let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
         resting.retain(|&name| !ran.contains(name));
-        // What benches measure ceilings by, a reference that moves, the generator's own check, and sampling instead of
-        // value-guided decoding.
+        // What measures ceilings, a reference that moves, the generator's own check, and sampling instead of value-guided
+        // decoding.
         assert_eq!(resting, ["copy", "fma", "lerp", "rng", "sample"]);
     }
 

@@ -25,6 +25,10 @@ const INCLUDES: &[(&str, &str)] = &[
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("search", include_str!("../../shaders/shared/search.wgsl")),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
+    (
+        "sigmoid4",
+        include_str!("../../shaders/shared/sigmoid4.wgsl"),
+    ),
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 

@@ -78,6 +78,19 @@ pub struct Form {
 }
 
 impl Form {
+    /// The form of that name of an elementwise kernel, for any adapter: an invocation owns four neighbours.
+    pub const fn vec4(
+        source: &'static str,
+        fits: fn(&[u32]) -> bool,
+        grid: fn(&[u32]) -> Grid,
+    ) -> Form {
+        Form {
+            name: "vec4",
+            home: Home::Any,
+            ..Form::direct(source, fits, grid)
+        }
+    }
+
     /// The form of that name for SIMD on the host's processor: an invocation owns a whole result, so that there is
     /// neither a barrier nor workgroup memory.
     pub const fn direct(

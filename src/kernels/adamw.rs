@@ -9,7 +9,7 @@
 //! Floor: 14n operations, 28n bytes.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -41,7 +41,11 @@ pub static ADAMW: Kernel = Kernel {
     source: include_str!("../../shaders/adamw.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/adamw_vec4.wgsl"),
+        |w| w[0].is_multiple_of(4),
+        |w| Grid((w[0] / 4).div_ceil(256)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![
         param: Out F32,
@@ -121,7 +125,14 @@ const TYPICAL: Hyper = Hyper {
 };
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for (n, finite) in [(1, 1.0), (255, 1.0), (257, 0.0), (70_001, 1.0)] {
+    for (n, finite) in [
+        (1, 1.0),
+        (255, 1.0),
+        (257, 0.0),
+        (1028, 1.0),
+        (4, 0.0),
+        (70_001, 1.0),
+    ] {
         let (param, grad, m) = (h.random("param", n), h.random("grad", n), h.random("m", n));
         let squares: Vec<f32> = m.f64().iter().map(|x| (x * x) as f32).collect();
         let (v, norm) = (

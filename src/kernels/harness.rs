@@ -40,7 +40,8 @@ pub struct Harness {
     stream: Stream,
     draws: Rng,
     runs: u64,
-    met: Met,
+    /// By kernel and form, as [`Met`].
+    met: BTreeMap<(&'static str, &'static str), bool>,
 }
 
 /// The forms that launches could have run in, by name: whether one of them works without subgroup operations. Empty if
@@ -54,7 +55,7 @@ impl Harness {
             stream: Stream::new(),
             draws: Rng::new(1, rng::Stream::Test, 0, 0),
             runs: 0,
-            met: Met::new(),
+            met: BTreeMap::new(),
         }
     }
 
@@ -76,8 +77,17 @@ impl Harness {
     }
 
     /// The forms met so far: a test is repeated in each.
-    pub fn met(&self) -> &Met {
-        &self.met
+    pub fn met(&self) -> Met {
+        let mut met = Met::new();
+        for (&(_, form), bare) in &self.met {
+            *met.entry(form).or_default() |= bare;
+        }
+        met
+    }
+
+    /// Whether some launch so far could have run in this form of this kernel.
+    pub fn has_met(&self, kernel: &'static str, form: &'static str) -> bool {
+        self.met.contains_key(&(kernel, form))
     }
 
     fn meet(&mut self) {
@@ -88,7 +98,8 @@ impl Harness {
             }
             let bare = tuning::offered(kernel, 0);
             for form in bits(kernel.fitting(launch.params())) {
-                *self.met.entry(kernel.form_name(form)).or_default() |= bare >> form & 1 == 1;
+                let key = (kernel.name, kernel.form_name(form));
+                *self.met.entry(key).or_default() |= bare >> form & 1 == 1;
             }
         }
     }
@@ -282,7 +293,7 @@ pub mod devices {
     pub fn each(body: impl Fn(&mut Harness)) {
         let mut cpu = Harness::new(Arc::new(Cpu::new()));
         body(&mut cpu);
-        for options in openings(cpu.met()) {
+        for options in openings(&cpu.met()) {
             body(&mut Harness::new(gpu(options)));
         }
     }
@@ -292,7 +303,7 @@ pub mod devices {
         let mut cpu = Harness::new(Arc::new(Cpu::new()));
         cases(&mut cpu).unwrap();
         assert!(cpu.runs() > 0, "no case ran");
-        for options in openings(cpu.met()) {
+        for options in openings(&cpu.met()) {
             let mut harness = Harness::new(lockstep_pair(gpu(options)));
             let outcome = cases(&mut harness);
             outcome.unwrap_or_else(|error| panic!("{:?}: {error:#}", options.forms));

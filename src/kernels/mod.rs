@@ -378,6 +378,21 @@ mod tests {
     }
 
     #[test]
+    fn the_cases_reach_every_form() {
+        let mut harness = Harness::new(Arc::new(Cpu::new()));
+        for (name, cases) in CASES {
+            let outcome = cases(&mut harness);
+            outcome.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        }
+        for kernel in ALL {
+            for form in kernel.forms {
+                let reached = harness.has_met(kernel.name, form.name);
+                assert!(reached, "{}/{} is not tested", kernel.name, form.name);
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "parameters")]
     fn a_swapped_parameter_is_noticed() {
         let swapped = fill::FILL

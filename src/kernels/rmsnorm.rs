@@ -278,9 +278,9 @@ pub fn weight_gradient(
     heads.check(&[x, dy], dw, rstd);
     let params = PartialParams::new(heads, CHUNK as u32);
     let words = scratch_words(heads);
-    let partial = scratch.first(words);
+    assert!(scratch.len as usize >= words);
     let grid = Grid::cover(words, 64);
-    s.push(&WEIGHT_PARTIAL, &params, &[x, rstd, dy, partial], grid)
+    s.push(&WEIGHT_PARTIAL, &params, &[x, rstd, dy, scratch], grid)
         .size("vectors", heads.vectors());
     let chunks = heads.vectors().groups(CHUNK);
     let params = SumParams {
@@ -290,7 +290,7 @@ pub fn weight_gradient(
     s.push(
         &WEIGHT_SUM,
         &params,
-        &[partial, dw],
+        &[scratch, dw],
         Grid::cover(heads.dim, 64),
     )
     .size("chunks", chunks);

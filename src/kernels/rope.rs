@@ -11,7 +11,7 @@
 use super::harness::Harness;
 use super::rows::{Dims, NONE, Row, records};
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -19,12 +19,18 @@ params! {
     Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
 }
 
+/// An invocation for each four pairs of a head.
+const fn vec4(source: &'static str) -> Form {
+    let grid = |w: &[u32]| Grid((w[0] * (w[1] + 2 * w[2]) * (w[3] / 8)).div_ceil(64));
+    Form::vec4(source, |w| w[3].is_multiple_of(8), grid)
+}
+
 pub static FORWARD: Kernel = Kernel {
     name: "rope",
     source: include_str!("../../shaders/rope.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!("../../shaders/rope_vec4.wgsl"))],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, qk: In F32, qkv: In F32, q: Out F32, kv: Out F32],
     twin: forward_twin,
@@ -36,7 +42,7 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rope_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!("../../shaders/rope_backward_vec4.wgsl"))],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, table: In F32, dq: In F32, dkv: In F32, dqkv: Out F32],
     twin: backward_twin,

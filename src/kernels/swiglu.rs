@@ -5,7 +5,7 @@
 
 use super::silu::slope;
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::sigmoid;
 use crate::{bindings, params};
@@ -20,7 +20,11 @@ pub static SWIGLU: Kernel = Kernel {
     source: include_str!("../../shaders/swiglu.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/swiglu_vec4.wgsl"),
+        |w| w[1].is_multiple_of(4),
+        |w| Grid((w[0] * w[1] / 4).div_ceil(256)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, out: Out F32],
     twin: forward_twin,
@@ -32,7 +36,11 @@ pub static SWIGLU_BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/swiglu_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/swiglu_backward_vec4.wgsl"),
+        |w| w[1].is_multiple_of(4),
+        |w| Grid((w[0] * w[1] / 4).div_ceil(256)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![gate_up: In F32, d_out: In F32, d_gate_up: Out F32],
     twin: backward_twin,
@@ -130,7 +138,7 @@ fn backward_twin(args: &Args) {
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for (rows, f) in [(1, 1), (3, 7), (5, 256), (2, 257), (131, 67)] {
+    for (rows, f) in [(1, 1), (3, 7), (5, 256), (2, 257), (131, 67), (33, 68)] {
         let (gate_up, out) = (h.random("gate_up", rows * 2 * f), h.random("out", rows * f));
         let d_out = h.random("d_out", rows * f);
         let d_gate_up = h.random("d_gate_up", rows * 2 * f);
@@ -185,7 +193,7 @@ mod tests {
     #[test]
     fn equals_f64() {
         devices::each(|h| {
-            for (rows, f) in [(1, 1), (3, 7), (29, 67)] {
+            for (rows, f) in [(1, 1), (3, 7), (29, 67), (29, 12)] {
                 let (gate_up, out) = (h.random("gate_up", rows * 2 * f), h.random("out", rows * f));
                 let d_out = h.random("d_out", rows * f);
                 let d_gate_up = h.random("d_gate_up", rows * 2 * f);
