@@ -108,6 +108,7 @@ fn a_reinforcement_step_costs_what_the_formula_says() {
     config.ved.init_beam = 4;
     for (family, decode) in [
         (Family::Llama, Candidates::Ved),
+        (Family::Qwen2, Candidates::Ved),
         (Family::Qwen3, Candidates::Beam),
     ] {
         config.rl.decode = decode;

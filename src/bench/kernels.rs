@@ -247,13 +247,18 @@ fn sizes(launch: &Launch) -> String {
     integers.take(4).map(text).collect::<Vec<_>>().join(" ")
 }
 
-/// The forms that the device can run a launch in.
+/// The forms that the device can run a launch in; runs it in each, since a driver may refuse one.
 fn forms(device: &DeviceRef, launch: &Launch) -> Vec<&'static str> {
     let kernel = launch.kernel;
+    if kernel.forms.is_empty() {
+        return vec![kernel.form_name(0)];
+    }
     let names = (0..=kernel.forms.len()).map(|form| kernel.form_name(form));
+    let mut stream = Stream::new();
+    stream.launches.push(*launch);
     let runs = |name: &&'static str| {
         let _insisting = Insisting::on(&**device, name);
-        device.form(launch) == *name
+        device.form(launch) == *name && device.run(&stream).is_ok()
     };
     names.filter(runs).collect()
 }

@@ -100,11 +100,11 @@ pub fn by_wall_clock<D: Device + ?Sized>(device: &D, stream: &Stream) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Buffer;
     use crate::device::choose::{DeviceChoice, open};
     use crate::device::cpu::Cpu;
     use crate::device::gpu::GpuOptions;
-    use crate::kernels::fill::fill_u32;
+    use crate::device::{Buffer, DeviceRef, Size, Word};
+    use crate::kernels::fill::{self, FILL, fill_u32};
     use std::sync::Arc;
 
     #[test]
@@ -116,8 +116,8 @@ mod tests {
         assert_eq!(plausible(0.5, 1.0), Some(0.5));
     }
 
-    #[test]
-    fn timed_launches_are_run() {
+    /// Each device, and whether it has nothing but the host's clock.
+    fn devices() -> [(DeviceRef, bool); 3] {
         let choice = DeviceChoice {
             device: "gpu".into(),
             ..Default::default()
@@ -127,11 +127,34 @@ mod tests {
             ..Default::default()
         };
         let gpu = |timed| open(&choice, options(timed)).expect("GPU tests need an adapter");
-        for (device, wall) in [
-            (Arc::new(Cpu::new()) as _, true),
+        [
+            (Arc::new(Cpu::new()), true),
             (gpu(true), false),
             (gpu(false), true),
-        ] {
+        ]
+    }
+
+    /// A timed launch runs over the length that the launch before it wrote.
+    #[test]
+    fn timed_launches_see_what_the_device_knows() {
+        for (device, _) in devices() {
+            let [count, y] = [64, 100].map(|words| Buffer::new(&device, "y", words).unwrap());
+            let mut s = Stream::new();
+            fill_u32(&mut s, count.all(), 30);
+            let size = Size::held(Word::at(count.all(), 5), 100);
+            let params = fill::Params { n: 100, value: 7 };
+            s.push(&FILL, &params, &[y.all()], Grid::cover(100, 256))
+                .size("n", size);
+            fill_u32(&mut s, count.all(), 0);
+            assert_eq!(device.time(&s).unwrap().launches.len(), 3);
+            let filled = y.read_u32().unwrap().iter().filter(|&&w| w == 7).count();
+            assert_eq!(filled, 30);
+        }
+    }
+
+    #[test]
+    fn timed_launches_are_run() {
+        for (device, wall) in devices() {
             // More launches than a set of timestamps holds.
             let n = if wall { 30 } else { 2100 };
             let y = Buffer::new(&device, "y", 64 * n).unwrap();

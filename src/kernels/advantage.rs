@@ -129,6 +129,7 @@ fn cost(launch: &Launch) -> Cost {
         bytes: 4 * (2 * candidates + entries + 6 * nodes),
     }
 }
+
 /// Nodes per task of the twin.
 const NODES_PER_TASK: usize = 32;
 

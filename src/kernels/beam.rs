@@ -5,8 +5,8 @@
 //! nodes are numbered in it. Their rows and entries (`width` per prompt, inactive past the last candidate) are written
 //! for the next forward; `run` says whether there is one, which is what costs.
 //!
-//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)` loads per candidate in parallel; the twin
-//! sorts.
+//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)`
+//! loads per candidate in parallel; the twin sorts.
 
 use super::search::{
     FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, SearchSlices, Shape, Trie, each_prompt, header,

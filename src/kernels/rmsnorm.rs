@@ -6,8 +6,8 @@
 //!
 //! Floor for n elements: forward 4n operations and 8n bytes; backward 8n and 12n (16n when it accumulates); weight
 //! gradient 3n and 8n; beside them one number per vector and one per column, and the weight gradient's partial sums. One
-//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There,
-//! the `direct` forms do without it: an invocation owns a vector.
+//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There, the `direct` forms
+//! do without it: an invocation owns a vector.
 
 use super::harness::Harness;
 use super::math::{dot, fold};

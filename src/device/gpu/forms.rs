@@ -439,6 +439,19 @@ mod tests {
     }
 
     #[test]
+    fn insisting_on_a_form_leaves_the_choices_alone() {
+        let gpu = gpu(Forms::Fixed);
+        let (_, chosen) = product(&gpu);
+        assert_ne!(chosen, "portable", "the rule prefers another");
+        gpu.insist(Some("portable"));
+        assert_eq!(product(&gpu).1, "portable");
+        gpu.insist(Some("lost"));
+        assert_eq!(product(&gpu).1, chosen);
+        gpu.insist(None);
+        assert_eq!(product(&gpu).1, chosen);
+    }
+
+    #[test]
     fn a_choice_that_does_not_exist_is_ignored() {
         let first = gpu(Forms::Remeasured);
         product(&first);
