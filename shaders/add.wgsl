@@ -1,9 +1,8 @@
-// z = x + y, elementwise. One invocation per element.
+// y += x, elementwise. One invocation per element.
 struct Params { n: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> y: array<f32>;
-@group(0) @binding(3) var<storage, read_write> z: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 //!include grid
 
@@ -12,6 +11,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let i = group_number(group, groups) * 256u + lane;
     if i < p.n {
-        z[i] = x[i] + y[i];
+        y[i] += x[i];
     }
 }

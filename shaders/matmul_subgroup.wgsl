@@ -51,6 +51,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             start = c[at];
         } else if p.start == BIAS {
             start = bias[column];
+        } else if p.start == MATRIX {
+            start = bias[at];
         }
         c[at] = start + sums[i];
     }

@@ -8,6 +8,8 @@ fn store(row: u32, column: u32, sum: f32) {
         start = c[row * p.n + column];
     } else if p.start == BIAS {
         start = bias[column];
+    } else if p.start == MATRIX {
+        start = bias[row * p.n + column];
     }
     c[row * p.n + column] = start + sum;
 }

@@ -186,7 +186,8 @@ impl Letters {
             Work::linear(t, 2 * f, d),
             Work::elementwise(5 * t * f, 3 * t * f),
             Work::linear(t, d, f),
-            Work::elementwise(t * d, 3 * t * d) * 2,
+            // The residual that each product is added to.
+            Work::elementwise(0, t * d) * 2,
         ]
         .into_iter()
         .sum()

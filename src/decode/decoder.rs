@@ -4,9 +4,10 @@ use super::{
     Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prefill, Prompt,
     TrieBuffers,
 };
-use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
 use crate::forest::{Forest, ForestSize, PromptAttention, Row, Span};
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
+use crate::kernels::compact::compact;
 use crate::kernels::expand::{self, Expand, expand};
 use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
 use crate::kernels::ved_select;
@@ -41,6 +42,8 @@ pub(super) struct Buffers {
     tree: Buffer,
     stats: Buffer,
     rows: Buffer,
+    /// How many of them a round of VED runs.
+    active: Buffer,
     parent: Buffer,
     entry: Buffer,
     hidden: Buffer,
@@ -73,7 +76,7 @@ impl Buffers {
 pub(super) struct Batch {
     pub hidden: Slice,
     pub value: Slice,
-    pub rows: usize,
+    pub rows: Size,
     /// Best children wanted per row.
     pub top: usize,
     /// Leaves have no children, so their logits are not computed.
@@ -117,6 +120,7 @@ impl Decoder {
             tree: new("search tree", (prompts + nodes) * RECORD)?,
             stats: new("search stats", nodes * STATS)?,
             rows: new("search rows", rows * Row::WORDS)?,
+            active: new("active rows", 1)?,
             parent: new("parent slots", slots)?,
             entry: new("search entries", 2 * rows.max(prompts))?,
             hidden: new("decoder hidden states", rows * hidden)?,
@@ -286,7 +290,7 @@ impl Decoder {
         let batch = Batch {
             hidden: end_hidden,
             value: on.end_value.first(prompts),
-            rows: prompts,
+            rows: prompts.into(),
             top: self.top(0),
             leaves: false,
         };
@@ -301,16 +305,23 @@ impl Decoder {
         }
     }
 
+    /// Of the `n` rows the search wrote, moves the active ones to the front; their number.
+    pub(super) fn compact(&self, s: &mut Stream, n: usize) -> Size {
+        let on = &self.buffers;
+        compact(s, on.rows.all(), on.entry.all(), on.active.all(), n);
+        Size::held(Word::at(on.active.all(), 0), n)
+    }
+
     /// Runs the first `n` rows the search wrote, nodes at most `depth` deep, and scores their children.
     pub(super) fn run_rows(
         &self,
         s: &mut Stream,
         model: &dyn DecodeModel,
-        (n, depth): (usize, usize),
+        (rows, depth): (Size, usize),
         top: usize,
         leaves: bool,
     ) {
-        let on = &self.buffers;
+        let (on, n) = (&self.buffers, rows.max);
         let (prompts, each) = (self.prompts as u64, (n / self.prompts) as u64);
         s.forest = ForestSize {
             rows: n as u64,
@@ -320,12 +331,12 @@ impl Decoder {
         let hidden = on.hidden.first(n * model.hidden());
         let value = on.value.first(n);
         let wanted = self.is_valued().then_some(value);
-        let rows = on.rows.first(n * Row::WORDS);
-        model.forward(s, rows, n, on.parent.all(), hidden, wanted);
+        let records = on.rows.first(n * Row::WORDS);
+        model.forward(s, records, rows, on.parent.all(), hidden, wanted);
         let batch = Batch {
             hidden,
             value,
-            rows: n,
+            rows,
             top,
             leaves,
         };
@@ -342,19 +353,20 @@ impl Decoder {
             _ => 0.0,
         };
         let chunk = if batch.leaves {
-            batch.rows
+            batch.rows.max
         } else {
             chunk_rows(vocab)
         };
-        for from in (0..batch.rows).step_by(chunk) {
-            let rows = chunk.min(batch.rows - from);
+        for from in (0..batch.rows.max).step_by(chunk) {
+            let counted = batch.rows.part(from, chunk);
+            let rows = counted.max;
             let mut logits = on.logits.all();
             if !batch.leaves {
                 logits = logits.first(rows * vocab);
                 model.logits(
                     s,
                     batch.hidden.part(from * width, rows * width),
-                    rows,
+                    counted,
                     logits,
                 );
             }
@@ -386,7 +398,7 @@ impl Decoder {
                 valued: 0,
                 lambda,
             };
-            expand(s, slices, params);
+            expand(s, slices, params, counted);
         }
     }
 

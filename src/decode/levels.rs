@@ -19,7 +19,7 @@ impl Decoder {
             self.grow(s, entries, depth, run, step);
             if run {
                 let top = if depth < levels { self.top(depth) } else { 0 };
-                let rows = (self.prompts() * width, depth);
+                let rows = ((self.prompts() * width).into(), depth);
                 self.run_rows(s, model, rows, top, depth == levels);
             }
             entries = width;

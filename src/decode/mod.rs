@@ -20,7 +20,7 @@ pub use decoder::Decoder;
 pub use plan::Plan;
 pub use trie_buffers::TrieBuffers;
 
-use crate::device::{ALIGN_WORDS, Slice, Stream};
+use crate::device::{ALIGN_WORDS, Size, Slice, Stream};
 use crate::forest::ForestSize;
 
 /// What decoding needs of a model.
@@ -44,14 +44,14 @@ pub trait DecodeModel {
         &self,
         s: &mut Stream,
         rows: Slice,
-        n: usize,
+        n: Size,
         parent: Slice,
         hidden: Slice,
         value: Option<Slice>,
     );
 
     /// Records the logits `[n, V]` of `n` hidden states.
-    fn logits(&self, s: &mut Stream, hidden: Slice, n: usize, logits: Slice);
+    fn logits(&self, s: &mut Stream, hidden: Slice, n: Size, logits: Slice);
 }
 
 /// The prompts of a decode on the device.

@@ -7,7 +7,7 @@ use super::{
 use crate::catalog::Catalog;
 use crate::config::{Candidates, Config, EvalDecode, PromptAttention};
 use crate::data::Dataset;
-use crate::device::{Buffer, Slice, Stream};
+use crate::device::{Buffer, Size, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::gather::gather_rows;
 use crate::model::activations::{Cache, LayerActs};
@@ -137,7 +137,7 @@ impl DecodeModel for Runner<'_> {
         &self,
         s: &mut Stream,
         rows: Slice,
-        n: usize,
+        n: Size,
         parent: Slice,
         hidden: Slice,
         value: Option<Slice>,
@@ -154,7 +154,7 @@ impl DecodeModel for Runner<'_> {
         }
     }
 
-    fn logits(&self, s: &mut Stream, hidden: Slice, n: usize, logits: Slice) {
+    fn logits(&self, s: &mut Stream, hidden: Slice, n: Size, logits: Slice) {
         self.model.logits(s, hidden, n, logits);
     }
 }

@@ -34,8 +34,8 @@ impl Decoder {
             };
             let inputs = [on.child_logp.all(), self.trie.words(), on.table.all()];
             ved_select(s, inputs, on.search(), params);
-            let rows = (self.prompts() * plan.round, plan.run_levels);
-            self.run_rows(s, model, rows, 0, false);
+            let rows = self.compact(s, self.prompts() * plan.round);
+            self.run_rows(s, model, (rows, plan.run_levels), 0, false);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Elementwise sums: `z = x + y` (residual connections) and `y += x` (gradients that meet).
+//! `y += x`: gradients that meet.
 //!
 //! Floor: 1 operation and 12 bytes per element.
 
@@ -19,36 +19,16 @@ pub static ADD: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: Params::FIELDS,
-    bindings: bindings![x: In F32, y: In F32, z: Out F32],
-    twin: add_twin,
-    cost,
-};
-
-pub static ADD_IN_PLACE: Kernel = Kernel {
-    name: "add_in_place",
-    source: include_str!("../../shaders/add_in_place.wgsl"),
-    entry: "main",
-    constants: &[],
-    forms: &[],
-    params: Params::FIELDS,
     bindings: bindings![x: In F32, y: Out F32],
-    twin: add_in_place_twin,
+    twin,
     cost,
 };
-
-/// `z = x + y`, `n` elements.
-pub fn add(s: &mut Stream, x: Slice, y: Slice, z: Slice, n: impl Into<Size>) {
-    let n = n.into();
-    let params = Params { n: n.max as u32 };
-    s.push(&ADD, &params, &[x, y, z], Grid::cover(n.max, 256))
-        .size("n", n);
-}
 
 /// `y += x`, `n` elements.
-pub fn add_in_place(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
+pub fn add(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
     let n = n.into();
     let params = Params { n: n.max as u32 };
-    s.push(&ADD_IN_PLACE, &params, &[x, y], Grid::cover(n.max, 256))
+    s.push(&ADD, &params, &[x, y], Grid::cover(n.max, 256))
         .size("n", n);
 }
 
@@ -63,21 +43,7 @@ fn cost(launch: &Launch) -> Cost {
     }
 }
 
-fn add_twin(args: &Args) {
-    let n = args.params::<Params>().n as usize;
-    let parts = (
-        chunks_mut(&mut args.f32_mut(2)[..n], CHUNK),
-        chunks(&args.f32(0)[..n], CHUNK),
-        chunks(&args.f32(1)[..n], CHUNK),
-    );
-    each(parts, 1, |_, (z, x, y)| {
-        for (z, (x, y)) in z.iter_mut().zip(x.iter().zip(y)) {
-            *z = x + y;
-        }
-    });
-}
-
-fn add_in_place_twin(args: &Args) {
+fn twin(args: &Args) {
     let n = args.params::<Params>().n as usize;
     let parts = (
         chunks_mut(&mut args.f32_mut(1)[..n], CHUNK),
@@ -92,12 +58,10 @@ fn add_in_place_twin(args: &Args) {
 
 pub fn cases(h: &mut Harness) -> Result<()> {
     for n in [1, 255, 256, 257, CHUNK + 13] {
-        let (x, y, z) = (h.random("x", n), h.random("y", n), h.random("z", n));
-        add(h.stream(), x.slice(), y.slice(), z.slice(), n);
-        add_in_place(h.stream(), x.slice(), y.slice(), n);
+        let (x, y) = (h.random("x", n), h.random("y", n));
+        add(h.stream(), x.slice(), y.slice(), n);
         h.run()?;
         h.read_u32(&y)?;
-        h.read_u32(&z)?;
     }
     Ok(())
 }
@@ -116,12 +80,10 @@ mod tests {
     fn equals_f64() {
         devices::each(|h| {
             for n in [1, 257, CHUNK + 1] {
-                let (x, y, z) = (h.random("x", n), h.random("y", n), h.random("z", n));
-                add(h.stream(), x.slice(), y.slice(), z.slice(), n);
-                add_in_place(h.stream(), x.slice(), y.slice(), n);
+                let (x, y) = (h.random("x", n), h.random("y", n));
+                add(h.stream(), x.slice(), y.slice(), n);
                 h.run().unwrap();
                 let want: Vec<f64> = x.f64().iter().zip(y.f64()).map(|(x, y)| x + y).collect();
-                h.expect(&z, &want, 1e-6);
                 h.expect(&y, &want, 1e-6);
             }
         });

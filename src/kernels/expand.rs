@@ -17,7 +17,7 @@ use super::log_softmax::{row_max, row_sums};
 use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -61,10 +61,12 @@ pub struct Expand {
     pub top_logp: Slice,
 }
 
-/// Scores the children of `p.rows` entries; `p.valued` follows from the buffers.
-pub fn expand(s: &mut Stream, on: Expand, p: Params) {
+/// Scores the children of the first `rows` entries; `p.rows` and `p.valued` follow.
+pub fn expand(s: &mut Stream, on: Expand, p: Params, rows: impl Into<Size>) {
+    let rows = rows.into();
     let p = Params {
-        valued: on.value.map_or(0, |_| p.rows),
+        rows: rows.max as u32,
+        valued: on.value.map_or(0, |_| rows.max as u32),
         ..p
     };
     let slices = [
@@ -77,7 +79,8 @@ pub fn expand(s: &mut Stream, on: Expand, p: Params) {
         on.top_edge,
         on.top_logp,
     ];
-    s.push(&EXPAND, &p, &slices, Grid(p.rows));
+    s.push(&EXPAND, &p, &slices, Grid(p.rows))
+        .size("rows", rows);
 }
 
 fn cost(launch: &Launch) -> Cost {
@@ -241,7 +244,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 valued: 0,
                 lambda: 0.1,
             };
-            expand(h.stream(), on, p);
+            expand(h.stream(), on, p, p.rows as usize);
             h.run()?;
             for buffer in [&child_logp, &stats, &top_edge, &top_logp] {
                 h.read_u32(buffer)?;
@@ -301,6 +304,7 @@ mod tests {
                 valued,
                 lambda,
             },
+            1,
         );
         h.run().unwrap();
         (

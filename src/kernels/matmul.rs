@@ -61,6 +61,8 @@ enum Start {
     Accumulate = 1,
     /// The same bias `[n]` in every row.
     Bias = 2,
+    /// Another matrix `[m, n]`, in the place of the bias.
+    Matrix = 3,
 }
 
 /// A shader text's override constants for each [`Form`].
@@ -246,6 +248,19 @@ pub fn linear(
     }
 }
 
+/// `y[m, n] = residual[m, n] + x[m, k] W[n, k]^T`.
+pub fn linear_onto(
+    s: &mut Stream,
+    x: Slice,
+    w: Slice,
+    residual: Slice,
+    y: Slice,
+    dims: impl Into<Dims<Size>>,
+) {
+    let slices = [x, w, residual, y];
+    push(s, Form::NT, slices, dims.into(), Start::Matrix);
+}
+
 /// Without a bias, the slot of the bias holds some other input, which is not read.
 fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start: Start) {
     let (m, n, k) = (dims.m.max, dims.n, dims.k.max);
@@ -283,12 +298,18 @@ fn cost(launch: &Launch) -> Cost {
 fn twin(form: Form, args: &Args) {
     let p: Params = args.params();
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    if m == 0 {
+        return;
+    }
     let (a, b, bias) = (&args.f32(0)[..m * k], &args.f32(1)[..n * k], args.f32(2));
     let c = &mut args.f32_mut(3)[..m * n];
     if p.start == Start::Bias as u32 {
         for row in c.chunks_exact_mut(n) {
             row.copy_from_slice(&bias[..n]);
         }
+    }
+    if p.start == Start::Matrix as u32 {
+        c.copy_from_slice(&bias[..m * n]);
     }
     let accumulate = p.start != Start::Zero as u32;
     matmul_cpu::product(form, a, b, c, Dims { m, n, k }, accumulate);
@@ -339,6 +360,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             c.slice(),
             dims,
         );
+        let residual = h.random("residual", m * n);
+        let (x, w, r) = (a.slice(), b.slice(), residual.slice());
+        linear_onto(h.stream(), x, w, r, c.slice(), dims);
         h.run()?;
         h.read_u32(&c)?;
     }
@@ -407,9 +431,15 @@ mod tests {
                 let (x, w) = (a.slice(), b.slice());
                 linear(h.stream(), x, w, Some(bias.slice()), with.slice(), dims);
                 linear(h.stream(), x, w, None, without.slice(), dims);
+                let residual = h.random("residual", m * n);
+                let onto = h.random("onto", m * n);
+                let (r, y) = (residual.slice(), onto.slice());
+                linear_onto(h.stream(), x, w, r, y, dims);
                 h.run().unwrap();
                 let want = product64(Form::NT, &a.f64(), &b.f64(), dims);
                 h.expect(&without, &want, 2e-6);
+                let sum = want.iter().zip(residual.f64()).map(|(x, r)| x + r);
+                h.expect(&onto, &sum.collect::<Vec<f64>>(), 2e-6);
                 let bias = bias.f64();
                 let sum: Vec<f64> = want
                     .iter()

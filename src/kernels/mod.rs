@@ -8,6 +8,7 @@ pub mod attention;
 pub mod beam;
 pub mod candidates;
 pub mod column_sum;
+pub mod compact;
 pub mod copy;
 pub mod embedding;
 pub mod expand;
@@ -47,7 +48,6 @@ use harness::Harness;
 pub static ALL: &[&Kernel] = &[
     &adamw::ADAMW,
     &add::ADD,
-    &add::ADD_IN_PLACE,
     &advantage::ADVANTAGE,
     &attention::BACKWARD_KEY_VALUE,
     &attention::BACKWARD_QUERY,
@@ -56,6 +56,7 @@ pub static ALL: &[&Kernel] = &[
     &beam::BEAM,
     &candidates::CANDIDATES,
     &column_sum::COLUMN_SUM,
+    &compact::COMPACT,
     &copy::COPY,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
@@ -121,6 +122,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("beam", beam::cases),
     ("candidates", candidates::cases),
     ("column_sum", column_sum::cases),
+    ("compact", compact::cases),
     ("copy", copy::cases),
     ("embedding", embedding::cases),
     ("expand", expand::cases),

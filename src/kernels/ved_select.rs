@@ -438,7 +438,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 valued: 0,
                 lambda: 0.1,
             };
-            expand(h.stream(), on, p);
+            expand(h.stream(), on, p, p.rows as usize);
             at.run(h)
         };
         score(h, prompts)?;

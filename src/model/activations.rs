@@ -26,8 +26,6 @@ pub struct LayerActs {
     /// [T, H hd] attention output, [T, H] log-sum-exp of the scores.
     pub o: Slice,
     pub lse: Slice,
-    /// [T, d] output of a projection on its way into the residual stream.
-    pub branch: Slice,
     /// [T, d] residual stream after attention.
     pub x_mid: Slice,
     pub h2: Slice,
@@ -112,7 +110,6 @@ impl LayerActs {
             kv,
             o: arena.take("attention output", t * a.q_width())?,
             lse: arena.take("attention log-sums", t * a.heads)?,
-            branch: arena.take("branch output", t * d)?,
             x_mid: arena.take("residual after attention", t * d)?,
             h2: arena.take("feed-forward input", t * d)?,
             rstd2: arena.take("feed-forward norms", t)?,
@@ -142,7 +139,6 @@ impl LayerActs {
             kv: self.kv,
             o: skip(self.o, q),
             lse: skip(self.lse, a.heads),
-            branch: skip(self.branch, d),
             x_mid: skip(self.x_mid, d),
             h2: skip(self.h2, d),
             rstd2: skip(self.rstd2, 1),
@@ -329,7 +325,7 @@ impl Activations {
                 Some(first) if !own => LayerActs { x_in, kv, ..*first },
                 _ => LayerActs::new(&mut arena, a, t, x_in, kv)?,
             };
-            // Shared buffers: a layer writes its output over its input, which only the first addition reads.
+            // Shared buffers: a layer writes its output over its input, which only the first residual sum reads.
             acts.x_out = match (own, inputs) {
                 (true, _) => acts.x_out,
                 (false, true) => arena.take("residual at output", t * d)?,

@@ -5,9 +5,9 @@ use super::architecture::Architecture;
 use super::layout::{LayerIds, Weights};
 use crate::device::{Size, Slice, Stream};
 use crate::forest::Row;
-use crate::kernels::matmul::{Dims, Form, linear, matmul};
+use crate::kernels::matmul::{Dims, Form, linear, linear_onto, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
-use crate::kernels::{add, attention, column_sum, fill, rope, rows, swiglu};
+use crate::kernels::{attention, column_sum, fill, rope, rows, swiglu};
 
 /// The rows a pass runs on and the rotary table.
 #[derive(Clone, Copy)]
@@ -118,16 +118,14 @@ pub fn finish(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Laye
     let (rows, shape) = (pass.records(), pass.attention_dims());
     attention::forward(s, rows, pass.parent, x.q, x.kv, x.o, x.lse, shape);
     let o = dims(t, d, a.q_width());
-    linear(s, x.o, w.slice(ids.o), None, x.branch, o);
-    add::add(s, x.x_in, x.branch, x.x_mid, t * d);
+    linear_onto(s, x.o, w.slice(ids.o), x.x_in, x.x_mid, o);
     let (norm, plain) = (w.slice(ids.post_norm), Heads::plain(t, d));
     rmsnorm::forward(s, x.x_mid, norm, x.h2, x.rstd2, plain, a.eps);
     let gate_up = w.slice(ids.gate_up);
     linear(s, x.h2, gate_up, None, x.gate_up, dims(t, 2 * f, d));
     swiglu::forward(s, x.gate_up, x.act, t, f);
     let down = w.slice(ids.down);
-    linear(s, x.act, down, None, x.branch, dims(t, d, f));
-    add::add(s, x.x_mid, x.branch, x.x_out, t * d);
+    linear_onto(s, x.act, down, x.x_mid, x.x_out, dims(t, d, f));
 }
 
 /// `y = x Wt`: accumulates dW += dYt X, and writes dX = dY W.

@@ -107,7 +107,7 @@ impl Model {
             from,
         );
         if !detach {
-            add::add_in_place(s, g.layer.residual, g.hidden, pass.tokens * d);
+            add::add(s, g.layer.residual, g.hidden, pass.tokens * d);
         }
     }
 }

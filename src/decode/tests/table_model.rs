@@ -3,7 +3,7 @@
 //! agree to the bit.
 
 use crate::decode::{DecodeModel, Prefill};
-use crate::device::{Args, Buffer, Cost, DeviceRef, Grid, Kernel, Slice, Stream};
+use crate::device::{Args, Buffer, Cost, DeviceRef, Grid, Kernel, Size, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::gather::gather_rows;
 use crate::rng::{pcg4d, unit};
@@ -65,7 +65,7 @@ impl DecodeModel for TableModel {
     fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>) {
         let (all, values) = (self.prompt_hidden.all(), self.prompt_value.all());
         let (n, parent) = (prompts.tokens, prompts.parent);
-        self.forward(s, prompts.rows, n, parent, all, Some(values));
+        self.forward(s, prompts.rows, n.into(), parent, all, Some(values));
         gather_rows(s, all, prompts.ends, hidden, prompts.prompts, HIDDEN);
         if let Some(value) = value {
             gather_rows(s, values, prompts.ends, value, prompts.prompts, 1);
@@ -76,28 +76,30 @@ impl DecodeModel for TableModel {
         &self,
         s: &mut Stream,
         rows: Slice,
-        n: usize,
+        n: Size,
         parent: Slice,
         hidden: Slice,
         value: Option<Slice>,
     ) {
-        let value = value.unwrap_or(self.no_value.first(n));
+        let value = value.unwrap_or(self.no_value.first(n.max));
         let slices = [rows, parent, self.cache.all(), hidden, value];
-        let params = ForwardParams { n: n as u32 };
-        s.push(&FORWARD, &params, &slices, Grid::cover(n, 64));
+        let params = ForwardParams { n: n.max as u32 };
+        s.push(&FORWARD, &params, &slices, Grid::cover(n.max, 64))
+            .size("n", n);
     }
 
-    fn logits(&self, s: &mut Stream, hidden: Slice, n: usize, logits: Slice) {
+    fn logits(&self, s: &mut Stream, hidden: Slice, n: Size, logits: Slice) {
         let params = LogitsParams {
-            n: n as u32,
+            n: n.max as u32,
             vocab: self.vocab as u32,
         };
         s.push(
             &LOGITS,
             &params,
             &[hidden, logits],
-            Grid::cover(n * self.vocab, 64),
-        );
+            Grid::cover(n.max * self.vocab, 64),
+        )
+        .size("n", n);
     }
 }
 

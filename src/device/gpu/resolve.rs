@@ -248,7 +248,7 @@ mod tests {
             fill(&mut s, &y[2], Size::held(word, 80));
             // Sums of zeros leave the buffers as they are; the last launch has nothing to be filled in.
             let zeros = buffer(100);
-            add::add_in_place(&mut s, zeros.all(), y[0].all(), 100);
+            add::add(&mut s, zeros.all(), y[0].all(), 100);
             device.run(&s).unwrap();
             let filled = y.map(|y| y.read_u32().unwrap().iter().filter(|&&w| w == 7).count());
             assert_eq!(filled, [60, 10, 80]);
