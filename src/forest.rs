@@ -275,6 +275,12 @@ impl ForestSize {
         }
     }
 
+    /// The rows alone that have a node below them in [`ForestSize::trees`].
+    pub fn scored(self, prompts: usize, widths: &[usize]) -> ForestSize {
+        let inner = &widths[..widths.len() - 1];
+        self.ends(prompts).and(self.trees(prompts, inner))
+    }
+
     /// Prompts together with trees that hang from them.
     pub fn and(self, trees: ForestSize) -> ForestSize {
         ForestSize {

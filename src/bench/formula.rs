@@ -227,10 +227,24 @@ impl Letters {
 
     /// The backbone over a forest, to the hidden states.
     pub fn forward(&self, size: ForestSize) -> Work {
-        let (t, d) = (size.rows, self.d);
-        Work::elementwise(0, 2 * t * d + t)
-            + self.layer_forward(size) * self.layers
-            + Work::norm(t, d)
+        let t = size.rows;
+        self.embedding(t) + self.layer_forward(size) * self.layers + Work::norm(t, self.d)
+    }
+
+    fn embedding(&self, t: u64) -> Work {
+        Work::elementwise(0, 2 * t * self.d + t)
+    }
+
+    /// The same, where the last layer is finished for the rows of `asked` alone.
+    fn forward_at(&self, size: ForestSize, asked: ForestSize) -> Work {
+        let ([q, ..], n) = (self.widths(), asked.rows);
+        let select = Self::gather(n, ROW) + Self::gather(n, self.d) + Self::gather(n, q);
+        self.embedding(size.rows)
+            + self.layer_forward(size) * (self.layers - 1)
+            + self.project(size.rows)
+            + select
+            + self.finish(asked)
+            + Work::norm(n, self.d)
     }
 
     /// Back from the hidden states to the weights' gradient. How many tokens are distinct is not known: at most as many
@@ -256,9 +270,14 @@ impl Letters {
 
     /// Scored rows and their log-probs.
     pub fn head_forward(&self, head: Head) -> Work {
+        Self::gather(head.rows, self.d) + self.score(head)
+    }
+
+    /// Log-probs of scored rows that lie together already.
+    fn score(&self, head: Head) -> Work {
         let v = self.vocab;
         let chunk = |n| self.logits(n) + Work::elementwise(5 * n * v, n * (v + 3));
-        Self::gather(head.rows, self.d) + head.chunks().map(chunk).sum()
+        head.chunks().map(chunk).sum()
     }
 
     /// Back to the hidden states; logits that were not kept are computed anew if `again`.
@@ -386,6 +405,8 @@ pub struct Trees {
     /// The prompts, which the rollout has run already, and the most nodes that their trees can have.
     pub prompts: ForestSize,
     pub trees: ForestSize,
+    /// Prompts' ends and nodes that are not leaves.
+    pub scored: ForestSize,
     pub head: Head,
     /// Whether the rollout left the prompts' keys in the value head's block (VED).
     pub valued: bool,
@@ -401,7 +422,7 @@ pub fn policy_update(
 ) -> Work {
     let (trees, whole) = (on.trees, on.prompts.and(on.trees));
     let keys = if on.valued { trees.rows } else { whole.rows };
-    (l.forward(whole) + l.head_forward(on.head)) * reference as u64
+    (l.forward_at(whole, on.scored) + l.score(on.head)) * reference as u64
         + l.forward(trees)
         + l.head_forward(on.head)
         + l.head_backward(on.head, true)

@@ -46,7 +46,7 @@ impl Phase {
         let gradients = [
             "attention_delta",
             "column_sum",
-            "gather_scatter_add",
+            "scatter_add_rows",
             "matmul_nn",
             "matmul_tn",
             "rmsnorm_weight",

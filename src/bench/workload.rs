@@ -313,6 +313,7 @@ impl Reinforcement {
         Trees {
             prompts,
             trees: prompts.trees(count, &widths),
+            scored: prompts.scored(count, &widths),
             head: head(&self.engine, count * (1 + inner)),
             valued: self.config.rl.decode == Candidates::Ved,
         }

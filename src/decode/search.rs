@@ -11,7 +11,7 @@ use crate::device::{Buffer, Size, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::gather::gather_rows;
 use crate::model::activations::{Cache, LayerActs};
-use crate::model::{Activations, Model};
+use crate::model::{Activations, Asked, Model};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -94,8 +94,9 @@ struct Runner<'a> {
     model: &'a Model,
     /// Where tree nodes are run.
     acts: &'a Activations,
-    /// Where prompts are run; their caches are those of `acts`.
-    prompts: &'a Activations,
+    /// Where prompts are run whose every activation is wanted later; their caches are those of `acts`. If `None`, they are
+    /// run in `acts`.
+    kept: Option<&'a Activations>,
     /// [B, H hd] the value block's queries at the prompts' ends.
     end_queries: Slice,
 }
@@ -110,12 +111,21 @@ impl DecodeModel for Runner<'_> {
     }
 
     fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>) {
-        let (a, acts) = (&self.model.architecture, self.prompts);
+        let (a, acts) = (&self.model.architecture, self.kept.unwrap_or(self.acts));
         let n = prompts.prompts;
         let pass = self
             .model
             .pass(prompts.rows, prompts.parent, prompts.tokens);
         s.forest = prompts.size;
+        if self.kept.is_none() && value.is_none() {
+            let asked = Asked {
+                index: prompts.ends,
+                rows: n.into(),
+                size: prompts.size.ends(n),
+            };
+            self.model.forward_at(s, &pass, acts, asked, hidden);
+            return;
+        }
         self.model.forward(s, &pass, acts, acts.hidden);
         gather_rows(s, acts.hidden, prompts.ends, hidden, n, a.hidden);
         if let Some(value) = value {
@@ -286,20 +296,20 @@ impl Searcher {
         self.decoder.upload(&prompts, rows)
     }
 
-    /// Records a decode of the prompts last uploaded, to `rows`. They run in `prompts`, which thereafter holds what a
-    /// forward pass over them leaves.
+    /// Records a decode of the prompts last uploaded, to `rows`. If there is `kept`, they run in it, and it thereafter holds
+    /// what a forward pass over them leaves.
     pub fn record(
         &self,
         s: &mut Stream,
         model: &Model,
-        prompts: &Activations,
+        kept: Option<&Activations>,
         rows: Slice,
         step: u32,
     ) {
         let runner = Runner {
             model,
             acts: &self.acts,
-            prompts,
+            kept,
             end_queries: self.end_queries.all(),
         };
         self.decoder.decode(s, &runner, rows, step);
@@ -319,7 +329,7 @@ impl Searcher {
         self.upload(catalog, histories, first, rows)?;
         let mut s = std::mem::take(&mut self.stream);
         s.clear();
-        self.record(&mut s, model, &self.acts, rows, step);
+        self.record(&mut s, model, None, rows, step);
         let ran = model.device.run(&s);
         self.stream = s;
         ran?;

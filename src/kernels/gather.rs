@@ -14,32 +14,30 @@ params! {
     Params { rows: u32, width: u32 }
 }
 
-const fn kernel(
-    name: &'static str,
-    entry: &'static str,
-    twin: fn(&Args),
-    cost: fn(&Launch) -> Cost,
-) -> Kernel {
-    Kernel {
-        name,
-        source: include_str!("../../shaders/gather.wgsl"),
-        entry,
-        constants: &[],
-        forms: &[],
-        params: Params::FIELDS,
-        bindings: bindings![src: In F32, index: In U32, dst: Out F32],
-        twin,
-        cost,
-    }
-}
+/// Of words of any type: moved as integers, so that none is rounded to zero on the way.
+pub static GATHER_ROWS: Kernel = Kernel {
+    name: "gather_rows",
+    source: include_str!("../../shaders/gather_rows.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![src: In U32, index: In U32, dst: Out U32],
+    twin: gather_twin,
+    cost: gather_cost,
+};
 
-pub static GATHER_ROWS: Kernel = kernel("gather_rows", "gather", gather_twin, gather_cost);
-pub static SCATTER_ADD_ROWS: Kernel = kernel(
-    "gather_scatter_add",
-    "scatter_add",
-    scatter_add_twin,
-    scatter_add_cost,
-);
+pub static SCATTER_ADD_ROWS: Kernel = Kernel {
+    name: "scatter_add_rows",
+    source: include_str!("../../shaders/scatter_add_rows.wgsl"),
+    entry: "main",
+    constants: &[],
+    forms: &[],
+    params: Params::FIELDS,
+    bindings: bindings![src: In F32, index: In U32, dst: Out F32],
+    twin: scatter_add_twin,
+    cost: scatter_add_cost,
+};
 
 fn push(s: &mut Stream, kernel: &'static Kernel, slices: [Slice; 3], rows: Size, width: usize) {
     let params = Params {
@@ -95,9 +93,9 @@ fn scatter_add_cost(launch: &Launch) -> Cost {
 fn gather_twin(args: &Args) {
     let p: Params = args.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
-    let (src, index) = (args.f32(0), args.u32(1));
+    let (src, index) = (args.u32(0), args.u32(1));
     let parts = (
-        chunks_mut(&mut args.f32_mut(2)[..rows * width], width),
+        chunks_mut(&mut args.u32_mut(2)[..rows * width], width),
         chunks(&index[..rows], 1),
     );
     each(parts, (16 * 1024usize).div_ceil(width), |_, (dst, row)| {

@@ -7,7 +7,7 @@ use crate::forest::{Forest, ForestSize, Row};
 use crate::kernels::token_order::token_order;
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
-use crate::model::{Activations, Layout, Model, Weights};
+use crate::model::{Activations, Asked, Layout, Model, Weights};
 use anyhow::{Result, ensure};
 
 /// Which next tokens are scored, grouped by the row whose logits score them: targets `starts[r]..starts[r + 1]` hang from
@@ -95,9 +95,11 @@ pub struct Input {
     pub scored: Size,
     /// K.
     pub count: Size,
-    /// What its rows attend to, at most; and those of its trees, where their prompts lie apart.
+    /// What its rows attend to, at most; and, where there are trees that hang from prompts, those of the trees, and the
+    /// scored rows.
     pub size: ForestSize,
     pub trees: ForestSize,
+    pub scored_size: ForestSize,
 }
 
 pub struct Engine {
@@ -195,6 +197,7 @@ impl Engine {
             count: targets.len().into(),
             size: forest.size(),
             trees: ForestSize::default(),
+            scored_size: ForestSize::default(),
         })
     }
 
@@ -228,8 +231,13 @@ impl Engine {
     ) {
         let pass = model.pass(input.rows, input.parent, input.tokens);
         s.forest = input.size;
-        model.forward(s, &pass, acts, acts.hidden);
-        self.head.forward(s, model, acts.hidden, input, logp);
+        let asked = Asked {
+            index: input.targets.rows,
+            rows: input.scored,
+            size: input.scored_size,
+        };
+        model.forward_at(s, &pass, acts, asked, self.head.hidden());
+        self.head.score(s, model, input, logp);
     }
 
     /// Records a forward and backward pass whose dLoss/dlog-prob, `head.g`, is known from the start; the log-probs are

@@ -155,6 +155,16 @@ impl Head {
         logp: Slice,
     ) {
         self.gather(s, model, hidden, input);
+        self.score(s, model, input, logp);
+    }
+
+    /// [R, d] where [`Head::score`] reads the hidden states of the scored rows.
+    pub fn hidden(&self) -> Slice {
+        self.hidden.all()
+    }
+
+    /// Records the log-probs of the targets from the scored rows' hidden states in [`Head::hidden`].
+    pub fn score(&self, s: &mut Stream, model: &Model, input: &Input, logp: Slice) {
         for chunk in self.chunks(input.scored) {
             self.chunk_logits(s, model, chunk);
             self.chunk_forward(s, model, input, chunk, logp);

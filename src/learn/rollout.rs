@@ -239,7 +239,7 @@ impl Rollout {
         part.size = self.searcher.decoder.prefilled(rows).size;
 
         self.searcher
-            .record(s, &engine.model, &engine.acts, rows, step);
+            .record(s, &engine.model, Some(&engine.acts), rows, step);
         let [picked, scores] = self.searcher.decoder.found();
         let (rewards, steps) = (part.rewards.all(), part.steps.all());
         let asked_words = self.asked.all();
@@ -301,6 +301,7 @@ impl Rollout {
         let (nodes, inner) = bounds(&self.widths);
         let (nodes, tree_begin) = (part.prompts * nodes, part.size.rows as usize);
         let trees = part.size.trees(part.prompts, &self.widths);
+        let scored = part.size.scored(part.prompts, &self.widths);
         Packed {
             input: Input {
                 rows: part.rows.all(),
@@ -316,6 +317,7 @@ impl Rollout {
                 count: count(1, nodes),
                 size: part.size.and(trees),
                 trees,
+                scored_size: scored,
             },
             tree_begin,
             shape: Shape {

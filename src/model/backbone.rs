@@ -5,7 +5,7 @@ use super::architecture::Architecture;
 use super::layer::{self, Pass};
 use super::layout::{Layout, Weights};
 use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
-use crate::forest::Row;
+use crate::forest::{ForestSize, Row};
 use crate::kernels::matmul::{Dims, Form, linear, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
 use crate::kernels::{embedding, fill, rope};
@@ -19,6 +19,17 @@ pub struct Model {
     pub weights: Weights,
     table: Buffer,
     positions: usize,
+}
+
+/// Rows of a forest whose hidden states somebody reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// u32 [n]
+    pub index: Slice,
+    /// n.
+    pub rows: Size,
+    /// What they attend to, at most.
+    pub size: ForestSize,
 }
 
 impl Model {
@@ -72,18 +83,49 @@ impl Model {
 
     /// Runs the backbone over a pass; its rows of `hidden` [T, d] get the hidden states after the final norm.
     pub fn forward(&self, s: &mut Stream, pass: &Pass, acts: &Activations, hidden: Slice) {
-        let (a, t) = (&self.architecture, pass.tokens);
+        self.layers(s, pass, acts, self.architecture.layers);
+        self.final_norm(s, pass, acts, hidden);
+    }
+
+    /// As [`Model::forward`] over a whole forest of which few rows are asked for: all have keys and values in the last
+    /// layer, but only those asked for go through the rest of it. Their hidden states are written to `hidden` [n, d] in
+    /// the index's order.
+    pub fn forward_at(
+        &self,
+        s: &mut Stream,
+        pass: &Pass,
+        acts: &Activations,
+        asked: Asked,
+        hidden: Slice,
+    ) {
+        let last = self.architecture.layers - 1;
+        self.layers(s, pass, acts, last);
+        let (ids, x) = (&self.layout.layers[last], &acts.layers[last]);
+        layer::project(s, pass, &self.weights, ids, x);
+        let (pass, x) = layer::select(s, pass, x, (asked.index, asked.rows));
+        s.forest = asked.size;
+        layer::finish(s, &pass, &self.weights, ids, &x);
+        self.final_norm(s, &pass, acts, hidden);
+    }
+
+    /// The embedding and the first `layers` layers.
+    fn layers(&self, s: &mut Stream, pass: &Pass, acts: &Activations, layers: usize) {
+        let d = self.architecture.hidden;
         let embed = self.weights.slice(self.layout.embed);
-        let x_in = acts.layers[0].x_in.skip(pass.from * a.hidden);
-        embedding::forward(s, embed, pass.records(), x_in, t, a.hidden);
-        for (ids, x) in self.layout.layers.iter().zip(&acts.layers) {
+        let x_in = acts.layers[0].x_in.skip(pass.from * d);
+        embedding::forward(s, embed, pass.records(), x_in, pass.tokens, d);
+        for (ids, x) in self.layout.layers[..layers].iter().zip(&acts.layers) {
             layer::forward(s, pass, &self.weights, ids, x);
         }
+    }
+
+    fn final_norm(&self, s: &mut Stream, pass: &Pass, acts: &Activations, hidden: Slice) {
+        let a = &self.architecture;
         let skip = |slice: Slice, width: usize| slice.skip(pass.from * width);
         let last = skip(acts.layers[a.layers - 1].x_out, a.hidden);
         let (hidden, rstd) = (skip(hidden, a.hidden), skip(acts.hidden_rstd, 1));
         let norm = self.weights.slice(self.layout.norm);
-        let heads = Heads::plain(t, a.hidden);
+        let heads = Heads::plain(pass.tokens, a.hidden);
         rmsnorm::forward(s, last, norm, hidden, rstd, heads, a.eps);
     }
 

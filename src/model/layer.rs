@@ -5,6 +5,7 @@ use super::architecture::Architecture;
 use super::layout::{LayerIds, Weights};
 use crate::device::{Size, Slice, Stream};
 use crate::forest::Row;
+use crate::kernels::gather::gather_rows;
 use crate::kernels::matmul::{Dims, Form, linear, linear_onto, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
 use crate::kernels::{attention, column_sum, fill, rope, rows, swiglu};
@@ -109,6 +110,27 @@ pub fn project(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     }
     let (rows, shape) = (pass.records(), pass.attention_dims());
     rope::forward(s, rows, pass.table, rotated, x.qkv, x.q, x.kv, shape);
+}
+
+/// Of a projected pass, the rows `index` [n] as a pass of their own, to be [finished](finish) alone. What is gathered takes
+/// the place of what the projection is done with.
+pub fn select<'a>(
+    s: &mut Stream,
+    pass: &Pass<'a>,
+    x: &LayerActs,
+    (index, n): (Slice, Size),
+) -> (Pass<'a>, LayerActs) {
+    assert_eq!(pass.from, 0, "rows are counted from the forest's first");
+    let (records, x_in, q) = (x.gate_up, x.h1, x.qkv);
+    gather_rows(s, pass.rows, index, records, n, Row::WORDS);
+    gather_rows(s, x.x_in, index, x_in, n, pass.a.hidden);
+    gather_rows(s, x.q, index, q, n, pass.a.q_width());
+    let selected = Pass {
+        tokens: n,
+        rows: records,
+        ..*pass
+    };
+    (selected, LayerActs { x_in, q, ..*x })
 }
 
 /// The second part, for rows whose queries and whose prompts' and ancestors' keys are there.

@@ -13,5 +13,5 @@ pub mod value_head;
 
 pub use activations::Activations;
 pub use architecture::{Architecture, Family};
-pub use backbone::Model;
+pub use backbone::{Asked, Model};
 pub use layout::{Layout, Weights};
