@@ -120,6 +120,7 @@ impl DecodeModel for Runner<'_> {
         if self.kept.is_none() && value.is_none() {
             let asked = Asked {
                 index: prompts.ends,
+                records: prompts.end_rows,
                 rows: n.into(),
                 size: prompts.size.ends(n),
             };

@@ -10,7 +10,8 @@
 //! forward 4 A H hd operations, backward 14 A H hd (6 for dq and 8 for dk and dv, the scores recomputed in each) and
 //! 2 T H hd for delta; each of q, kv, o and their gradients once, 4 bytes an element. Short documents are bound by
 //! launches and latency, which is why one workgroup of 64 owns a (row, head): enough groups at any batch, few barriers.
-//! The `direct` forms, for SIMD on the host's processor, have none: an invocation owns columns of a (row, head).
+//! The forms for SIMD on the host's processor have none: with `direct` an invocation owns columns of a (row, head), with
+//! `subgroup` eight rows of a head go over the keys that any of them attends to, each of which is loaded once.
 
 mod twin;
 
@@ -42,8 +43,21 @@ const fn direct(source: &'static str, grid: fn(&[u32]) -> Grid) -> Form {
     Form::direct(source, |w| w[3].is_multiple_of(4), grid)
 }
 
-fn direct_grid(vectors: u32, head_dim: u32, block: u32) -> Grid {
-    Grid((vectors * head_dim.div_ceil(block)).div_ceil(32))
+/// An invocation for each vector of up to 64 columns, eight neighbouring rows of a head together.
+const fn subgroup(source: &'static str, grid: fn(&[u32]) -> Grid) -> Form {
+    Form {
+        name: "subgroup",
+        subgroup: 8,
+        ..Form::direct(source, |w| w[3].is_multiple_of(4) && w[3] <= 64, grid)
+    }
+}
+
+fn direct_grid(vectors: u32, head_dim: u32) -> Grid {
+    Grid((vectors * head_dim.div_ceil(64)).div_ceil(32))
+}
+
+fn subgroup_grid(rows: u32, heads: u32) -> Grid {
+    Grid(rows.div_ceil(8) * heads)
 }
 
 pub static FORWARD: Kernel = Kernel {
@@ -51,10 +65,14 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/attention.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[direct(
-        include_str!("../../shaders/attention_direct.wgsl"),
-        |w| direct_grid(w[0] * w[1], w[3], 64),
-    )],
+    forms: &[
+        subgroup(include_str!("../../shaders/attention_subgroup.wgsl"), |w| {
+            subgroup_grid(w[0], w[1])
+        }),
+        direct(include_str!("../../shaders/attention_direct.wgsl"), |w| {
+            direct_grid(w[0] * w[1], w[3])
+        }),
+    ],
     params: Params::FIELDS,
     bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
     twin: twin::forward,
@@ -78,10 +96,16 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_query.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[direct(
-        include_str!("../../shaders/attention_backward_query_direct.wgsl"),
-        |w| direct_grid(w[0] * w[1], w[3], 64),
-    )],
+    forms: &[
+        subgroup(
+            include_str!("../../shaders/attention_backward_query_subgroup.wgsl"),
+            |w| subgroup_grid(w[0], w[1]),
+        ),
+        direct(
+            include_str!("../../shaders/attention_backward_query_direct.wgsl"),
+            |w| direct_grid(w[0] * w[1], w[3]),
+        ),
+    ],
     params: Params::FIELDS,
     bindings: bindings![
         rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
@@ -95,10 +119,16 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
     source: include_str!("../../shaders/attention_backward_key_value.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[direct(
-        include_str!("../../shaders/attention_backward_key_value_direct.wgsl"),
-        |w| direct_grid(w[0] * w[2], w[3], 64),
-    )],
+    forms: &[
+        subgroup(
+            include_str!("../../shaders/attention_backward_key_value_subgroup.wgsl"),
+            |w| subgroup_grid(w[0], w[2]),
+        ),
+        direct(
+            include_str!("../../shaders/attention_backward_key_value_direct.wgsl"),
+            |w| direct_grid(w[0] * w[2], w[3]),
+        ),
+    ],
     params: KeyValueParams::FIELDS,
     bindings: bindings![
         rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32

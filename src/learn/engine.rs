@@ -111,6 +111,8 @@ pub struct Engine {
     rows: Buffer,
     parent: Buffer,
     order: Buffer,
+    /// [R, ROW] scratch of the reference's last layer.
+    scored_records: Buffer,
     target_rows: Buffer,
     target_starts: Buffer,
     target_tokens: Buffer,
@@ -131,6 +133,7 @@ impl Engine {
             rows: buffer("forest rows", tokens * Row::WORDS)?,
             parent: buffer("forest parents", tokens)?,
             order: buffer("token order", tokens)?,
+            scored_records: buffer("scored rows' records", capacity.rows * Row::WORDS)?,
             target_rows: buffer("scored rows", capacity.rows)?,
             target_starts: buffer("target starts", capacity.rows + 1)?,
             target_tokens: buffer("targets", capacity.targets)?,
@@ -233,6 +236,7 @@ impl Engine {
         s.forest = input.size;
         let asked = Asked {
             index: input.targets.rows,
+            records: self.scored_records.all(),
             rows: input.scored,
             size: input.scored_size,
         };

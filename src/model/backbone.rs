@@ -26,6 +26,8 @@ pub struct Model {
 pub struct Asked {
     /// u32 [n]
     pub index: Slice,
+    /// [n, ROW] scratch: their records.
+    pub records: Slice,
     /// n.
     pub rows: Size,
     /// What they attend to, at most.
@@ -102,7 +104,7 @@ impl Model {
         self.layers(s, pass, acts, last);
         let (ids, x) = (&self.layout.layers[last], &acts.layers[last]);
         layer::project(s, pass, &self.weights, ids, x);
-        let (pass, x) = layer::select(s, pass, x, (asked.index, asked.rows));
+        let (pass, x) = layer::select(s, pass, x, (asked.index, asked.records, asked.rows));
         s.forest = asked.size;
         layer::finish(s, &pass, &self.weights, ids, &x);
         self.final_norm(s, &pass, acts, hidden);

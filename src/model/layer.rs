@@ -112,16 +112,16 @@ pub fn project(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     rope::forward(s, rows, pass.table, rotated, x.qkv, x.q, x.kv, shape);
 }
 
-/// Of a projected pass, the rows `index` [n] as a pass of their own, to be [finished](finish) alone. What is gathered takes
-/// the place of what the projection is done with.
+/// Of a projected pass, the rows `index` [n] as a pass of their own, to be [finished](finish) alone; `records` [n, ROW] gets
+/// theirs. What else is gathered takes the place of what the projection is done with.
 pub fn select<'a>(
     s: &mut Stream,
     pass: &Pass<'a>,
     x: &LayerActs,
-    (index, n): (Slice, Size),
+    (index, records, n): (Slice, Slice, Size),
 ) -> (Pass<'a>, LayerActs) {
     assert_eq!(pass.from, 0, "rows are counted from the forest's first");
-    let (records, x_in, q) = (x.gate_up, x.h1, x.qkv);
+    let (x_in, q) = (x.h1, x.qkv);
     gather_rows(s, pass.rows, index, records, n, Row::WORDS);
     gather_rows(s, x.x_in, index, x_in, n, pass.a.hidden);
     gather_rows(s, x.q, index, q, n, pass.a.q_width());

@@ -1,0 +1,102 @@
+// Forest attention, gradient of keys and values, for subgroups of 8 and more: one invocation per (row, key/value head),
+// eight neighbouring rows per workgroup. The queries that attend to any of them are taken eight at a time, as the keys in
+// attention_subgroup.wgsl.
+struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> rows: array<u32>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> lse: array<f32>;
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> delta: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dkv: array<vec4<f32>>;
+
+//!include grid
+//!include rows
+
+const LANES = 8u;
+// The widest head, in vectors.
+const WIDTH = 16u;
+
+fn dot_onto(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(subgroup_invocation_id) lane: u32) {
+    let number = group_number(group, groups);
+    let head = number % p.kv_heads;
+    let row = number / p.kv_heads * LANES + lane;
+    if row - lane >= p.tokens {
+        return;
+    }
+    let exists = row < p.tokens;
+    let record = min(row, p.tokens - 1u) * ROW;
+    let width = p.head_dim / 4u;
+    let shared_by = p.heads / p.kv_heads;
+    let key = (2u * min(row, p.tokens - 1u) * p.kv_heads + head) * width;
+    let value = key + p.kv_heads * width;
+
+    var own_key: array<vec4<f32>, WIDTH>;
+    var own_value: array<vec4<f32>, WIDTH>;
+    for (var d = 0u; d < width; d++) {
+        own_key[d] = kv[key + d];
+        own_value[d] = kv[value + d];
+    }
+    var dk: array<vec4<f32>, WIDTH>;
+    var dv: array<vec4<f32>, WIDTH>;
+    // Two ranges of queries: near ones, and the tree's where it lies apart.
+    for (var range = 0u; range < 2u; range++) {
+        let least = select(p.first_query, 0u, range > 0u);
+        let begin = max(rows[record + select(Q_BEGIN, TREE_BEGIN, range > 0u)], least);
+        let end = rows[record + select(Q_END, TREE_END, range > 0u)];
+        let first = subgroupMin(select(NONE, begin, begin < end));
+        let last = subgroupMax(select(0u, end, begin < end));
+        for (var base = first; base < last; base += LANES) {
+            let query_row = min(base + lane, last - 1u) * p.heads + head * shared_by;
+            for (var sharer = 0u; sharer < shared_by; sharer++) {
+                let query = query_row + sharer;
+                let at = query * width;
+                let query_lse = lse[query];
+                let query_delta = delta[query];
+                var weights: array<f32, LANES>;
+                var slopes: array<f32, LANES>;
+                for (var d = 0u; d < width; d++) {
+                    let queries = q[at + d];
+                    let gradients = d_o[at + d];
+                    let keys = own_key[d];
+                    let values = own_value[d];
+                    for (var i = 0u; i < LANES; i++) {
+                        weights[i] = dot_onto(subgroupShuffle(queries, i), keys, weights[i]);
+                        slopes[i] = dot_onto(subgroupShuffle(gradients, i), values, slopes[i]);
+                    }
+                }
+                for (var i = 0u; i < LANES; i++) {
+                    let seen = base + i >= begin && base + i < end;
+                    let score = weights[i] * p.scale - subgroupShuffle(query_lse, i);
+                    weights[i] = select(0.0, exp(score), seen);
+                    slopes[i] = weights[i] * (slopes[i] - subgroupShuffle(query_delta, i)) * p.scale;
+                }
+                for (var c = 0u; c < width; c++) {
+                    let queries = q[at + c];
+                    let gradients = d_o[at + c];
+                    var k = dk[c];
+                    var v = dv[c];
+                    for (var i = 0u; i < LANES; i++) {
+                        k = fma(vec4<f32>(slopes[i]), subgroupShuffle(queries, i), k);
+                        v = fma(vec4<f32>(weights[i]), subgroupShuffle(gradients, i), v);
+                    }
+                    dk[c] = k;
+                    dv[c] = v;
+                }
+            }
+        }
+    }
+    if exists {
+        for (var c = 0u; c < width; c++) {
+            dkv[key + c] = dk[c];
+            dkv[value + c] = dv[c];
+        }
+    }
+}

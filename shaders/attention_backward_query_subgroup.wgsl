@@ -1,0 +1,102 @@
+// Forest attention, gradient of the queries, for subgroups of 8 and more: eight neighbouring tokens per workgroup, keys
+// eight at a time, as attention_subgroup.wgsl.
+struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> rows: array<u32>;
+@group(0) @binding(2) var<storage, read> parent: array<u32>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> lse: array<f32>;
+@group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> delta: array<f32>;
+@group(0) @binding(8) var<storage, read_write> dq: array<vec4<f32>>;
+
+//!include grid
+//!include rows
+
+const LANES = 8u;
+// The widest head, in vectors.
+const WIDTH = 16u;
+
+fn dot_onto(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(subgroup_invocation_id) lane: u32) {
+    let number = group_number(group, groups);
+    let head = number % p.heads;
+    let row = number / p.heads * LANES + lane;
+    if row - lane >= p.tokens {
+        return;
+    }
+    let exists = row < p.tokens;
+    let record = min(row, p.tokens - 1u) * ROW;
+    let width = p.head_dim / 4u;
+    let stride = 2u * p.kv_heads * width;
+    let key = head / (p.heads / p.kv_heads) * width;
+    let value = key + p.kv_heads * width;
+    let unit = min(row, p.tokens - 1u) * p.heads + head;
+    let at = unit * width;
+    let own_lse = lse[unit];
+    let own_delta = delta[unit];
+    let begin = rows[record + KV_BEGIN];
+    let end = rows[record + KV_END];
+    let first = subgroupMin(select(NONE, begin, begin < end));
+    let last = subgroupMax(select(0u, end, begin < end));
+
+    var query: array<vec4<f32>, WIDTH>;
+    var gradient: array<vec4<f32>, WIDTH>;
+    for (var d = 0u; d < width; d++) {
+        query[d] = q[at + d];
+        gradient[d] = d_o[at + d];
+    }
+    var out: array<vec4<f32>, WIDTH>;
+    for (var base = first; base < last; base += LANES) {
+        let own = min(base + lane, last - 1u) * stride;
+        var slopes: array<f32, LANES>;
+        var pulls: array<f32, LANES>;
+        for (var d = 0u; d < width; d++) {
+            let keys = kv[own + key + d];
+            let values = kv[own + value + d];
+            let own_query = query[d];
+            let own_gradient = gradient[d];
+            for (var i = 0u; i < LANES; i++) {
+                slopes[i] = dot_onto(subgroupShuffle(keys, i), own_query, slopes[i]);
+                pulls[i] = dot_onto(subgroupShuffle(values, i), own_gradient, pulls[i]);
+            }
+        }
+        for (var i = 0u; i < LANES; i++) {
+            let seen = base + i >= begin && base + i < end;
+            let weight = select(0.0, exp(slopes[i] * p.scale - own_lse), seen);
+            slopes[i] = weight * (pulls[i] - own_delta) * p.scale;
+        }
+        for (var c = 0u; c < width; c++) {
+            let keys = kv[own + key + c];
+            var v = out[c];
+            for (var i = 0u; i < LANES; i++) {
+                v = fma(vec4<f32>(slopes[i]), subgroupShuffle(keys, i), v);
+            }
+            out[c] = v;
+        }
+    }
+    for (var slot = rows[record + CHAIN]; slot != NONE; slot = parent[slot]) {
+        let own = slot * stride;
+        var score = 0.0;
+        var pull = 0.0;
+        for (var d = 0u; d < width; d++) {
+            score = dot_onto(query[d], kv[own + key + d], score);
+            pull = dot_onto(gradient[d], kv[own + value + d], pull);
+        }
+        let slope = exp(score * p.scale - own_lse) * (pull - own_delta) * p.scale;
+        for (var c = 0u; c < width; c++) {
+            out[c] = fma(vec4<f32>(slope), kv[own + key + c], out[c]);
+        }
+    }
+    if exists {
+        for (var c = 0u; c < width; c++) {
+            dq[at + c] = out[c];
+        }
+    }
+}
