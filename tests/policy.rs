@@ -19,6 +19,7 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::Decoded;
+use vstar::decode::search::{Decoding, Searcher};
 use vstar::device::Stream;
 use vstar::device::lockstep::relative_error;
 use vstar::forest::{Forest, NONE, Node};
@@ -321,6 +322,59 @@ fn while_the_value_head_warms_up_the_backbone_rests() {
             moved(false)
         );
     }
+}
+
+/// The reference runs prompts and trees at once and its last layer for the scored rows only; the policy prompts first, all
+/// rows. With the same weights they say the same.
+#[test]
+fn a_reference_of_the_same_weights_gives_the_policys_log_probs() {
+    let data = dataset();
+    for decode in ["ved", "beam"] {
+        let config = config(&[&format!("rl.decode={decode}"), "rl.kl_beta=0.1"]);
+        let engine = engine(&bare_gpu(), &config, &data);
+        let asked = questions(&data, 0..config.rl.prompts);
+        let reference = engine.model.same_shape().unwrap();
+        let kl = |scale: f32| {
+            let mut blocks = engine.model.weights.read().unwrap();
+            blocks.iter_mut().flatten().for_each(|w| *w *= scale);
+            reference.weights.write(&blocks).unwrap();
+            let mut stepper = Stepper::new(&engine, &config, &data).unwrap();
+            let of = (asked.as_slice(), rollout::part(&config), 0);
+            let updates = (1, &update(0.0), false);
+            let submitted = stepper.submit(&engine, &data, of, Some(&reference), updates);
+            stepper.wait(submitted.unwrap()).unwrap().objective.kl
+        };
+        let (same, other) = (kl(1.0), kl(1.5));
+        assert!(same.abs() < 1e-6, "{decode}: KL {same:.1e}");
+        assert!(other > 1e-4, "{decode}: KL {other:.1e}");
+    }
+}
+
+/// A beam on its own finishes its prompts' last layer at their ends only; a rollout, which keeps them, everywhere.
+#[test]
+fn a_beam_finds_the_same_whether_its_prompts_are_kept_or_not() {
+    let (data, config) = (dataset(), config(&["rl.decode=beam", "rl.kl_beta=0"]));
+    let engine = engine(&bare_gpu(), &config, &data);
+    let asked = questions(&data, 0..config.rl.prompts);
+    let (stepper, _) = step(&engine, &config, &data, &asked, (0.0, false));
+    let (kept, _) = stepper.rollout.read(engine.device(), 0).unwrap();
+    let decoding = Decoding::rollout(&config, &data, asked.len());
+    let mut searcher = Searcher::new(&engine.model, &data, &decoding).unwrap();
+    let mut search = |skipped: usize| {
+        let histories: Vec<&[u32]> = asked.iter().map(|q| &q.history[skipped..]).collect();
+        let model = &engine.model;
+        searcher
+            .search(model, &data.catalog, &histories, 0, 0)
+            .unwrap()
+    };
+    let scores = |found: &[Decoded]| -> Vec<f32> {
+        let candidates = found.iter().flat_map(|d| &d.candidates);
+        candidates.map(|c| c.logp).collect()
+    };
+    let off = relative_error(&scores(&search(0)), &scores(&kept));
+    assert!(off < 1e-6, "log-probs are off by {off:.1e}");
+    let off = relative_error(&scores(&search(1)), &scores(&kept));
+    assert!(off > 1e-6, "other prompts have the same log-probs");
 }
 
 /// A step is one submission and one read-back of little; after the first, nothing is made for it.
