@@ -23,6 +23,7 @@ pub mod tuning;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 use timing::Times;
 
 pub use cost::Cost;
@@ -162,26 +163,34 @@ pub trait Device: Send + Sync {
 /// Words on their way to the host.
 pub struct Reading(State);
 
+/// The words of each slice, and when they had been written.
+pub type Arrived = (Vec<Vec<u32>>, Instant);
+
 enum State {
-    Here(Vec<Vec<u32>>),
-    Pending(Box<dyn FnOnce() -> Result<Vec<Vec<u32>>> + Send>),
+    Here(Arrived),
+    Pending(Box<dyn FnOnce() -> Result<Arrived> + Send>),
 }
 
 impl Reading {
     /// Words that are here.
     pub fn here(words: Vec<Vec<u32>>) -> Self {
-        Reading(State::Here(words))
+        Reading(State::Here((words, Instant::now())))
     }
 
     /// Words that `wait` waits for.
-    pub fn pending(wait: impl FnOnce() -> Result<Vec<Vec<u32>>> + Send + 'static) -> Self {
+    pub fn pending(wait: impl FnOnce() -> Result<Arrived> + Send + 'static) -> Self {
         Reading(State::Pending(Box::new(wait)))
     }
 
     /// The words of each slice. Errors: the device failed.
     pub fn wait(self) -> Result<Vec<Vec<u32>>> {
+        Ok(self.wait_timed()?.0)
+    }
+
+    /// As [`Reading::wait`], and when the words had been written, as far as the host was told.
+    pub fn wait_timed(self) -> Result<Arrived> {
         match self.0 {
-            State::Here(words) => Ok(words),
+            State::Here(arrived) => Ok(arrived),
             State::Pending(wait) => wait(),
         }
     }

@@ -196,7 +196,7 @@ impl StepRecord {
     }
 }
 
-/// Seconds from one step's figures to the next's, without what happens in between.
+/// Seconds from when one step's figures were there to the next's, without what the host does in between.
 pub struct Pace(Instant);
 
 impl Pace {
@@ -204,10 +204,9 @@ impl Pace {
         Pace(Instant::now())
     }
 
-    /// Seconds since the last mark, which is moved here.
-    pub fn lap(&mut self) -> f64 {
-        let now = Instant::now();
-        let seconds = (now - self.0).as_secs_f64();
+    /// Seconds from the last mark to `now`, where it is moved.
+    pub fn lap(&mut self, now: Instant) -> f64 {
+        let seconds = now.saturating_duration_since(self.0).as_secs_f64();
         self.0 = now;
         seconds
     }

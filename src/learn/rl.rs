@@ -20,6 +20,7 @@ use crate::rng::{self, Rng};
 use crate::run::State;
 use anyhow::{Result, ensure};
 use std::path::Path;
+use std::time::Instant;
 
 /// Where a stage ends: after a number of steps, or of decode tokens.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +131,13 @@ impl Stepper {
 
     /// Waits for a step's figures.
     pub fn wait(&self, submitted: Submitted) -> Result<StepFigures> {
-        Ok(self.policy.parse(&submitted.reading.wait()?))
+        Ok(self.wait_timed(submitted)?.0)
+    }
+
+    /// The figures, and when they were there.
+    fn wait_timed(&self, submitted: Submitted) -> Result<(StepFigures, Instant)> {
+        let (words, done) = submitted.reading.wait_timed()?;
+        Ok((self.policy.parse(&words), done))
     }
 }
 
@@ -153,7 +160,7 @@ impl Ahead {
         (faults, pace): (&mut Faults, &mut Pace),
     ) -> Result<(StepRecord, bool)> {
         let counters = self.submitted.counters;
-        let figures = stepper.wait(self.submitted)?;
+        let (figures, done) = stepper.wait_timed(self.submitted)?;
         let finite = figures.is_finite() && figures.updates == state.updates + self.updates;
         state.updates = figures.updates;
         state.decode_tokens += figures.decode_cost;
@@ -163,7 +170,7 @@ impl Ahead {
         record
             .number("lr", self.lr as f64)
             .number("decode_tokens", state.decode_tokens as f64)
-            .number("step_time", pace.lap())
+            .number("step_time", pace.lap(done))
             .counters(counters);
         let record = StepRecord {
             stage: state.stage,

@@ -14,6 +14,7 @@ use crate::model::Model;
 use crate::model::optimiser::Update;
 use crate::run::{Stage, State};
 use anyhow::{Result, ensure};
+use std::time::Instant;
 
 /// The documents of an epoch and how they are cut into steps.
 pub struct Plan {
@@ -132,16 +133,22 @@ pub struct Submitted {
 
 impl Submitted {
     pub fn wait(self) -> Result<StepResult> {
-        let read = self.reading.wait()?;
+        Ok(self.wait_timed()?.0)
+    }
+
+    /// The figures, and when they were there.
+    fn wait_timed(self) -> Result<(StepResult, Instant)> {
+        let (read, done) = self.reading.wait_timed()?;
         let float = |w: u32| f32::from_bits(w);
         let loss = float(read[0][0]) as f64;
-        Ok(StepResult {
+        let result = StepResult {
             loss,
             grad_norm: float(read[1][0]),
             finite: loss.is_finite() && float(read[1][2]) == 1.0,
             tokens: self.tokens,
             updates: float(read[1][grad_norm::APPLIED]) as u64,
-        })
+        };
+        Ok((result, done))
     }
 }
 
@@ -257,7 +264,7 @@ impl Ahead {
         (faults, pace): (&mut Faults, &mut Pace),
     ) -> Result<(StepRecord, bool)> {
         let counters = self.submitted.counters;
-        let result = self.submitted.wait()?;
+        let (result, done) = self.submitted.wait_timed()?;
         state.updates = result.updates;
         let counts = faults.check((self.step, result.finite), state, &context.checkpoints)?;
         let mut record = Record::default();
@@ -267,7 +274,7 @@ impl Ahead {
             .number("lr", self.lr as f64)
             .number("tokens", result.tokens as f64)
             .number("epoch", self.epoch)
-            .number("step_time", pace.lap())
+            .number("step_time", pace.lap(done))
             .counters(counters);
         let record = StepRecord {
             stage: Stage::Sft,

@@ -5,6 +5,7 @@ use super::{Gpu, State, new_buffer};
 use crate::device::{Reading, Slice};
 use anyhow::{Context, Result, anyhow};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Staging buffers that no read-back is using.
 pub(super) type Staging = Arc<Mutex<Vec<wgpu::Buffer>>>;
@@ -53,7 +54,7 @@ impl Gpu {
         staging
             .slice(..total as u64)
             .map_async(wgpu::MapMode::Read, move |result| {
-                let _ = sender.send(result);
+                let _ = sender.send((result, Instant::now()));
             });
         let lengths: Vec<usize> = from.iter().map(|s| s.len as usize).collect();
         let (device, fault) = (self.device.clone(), self.fault.clone());
@@ -67,10 +68,9 @@ impl Gpu {
                 })
                 .map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
             super::check(&fault, &name)?;
-            receiver
-                .recv()
-                .context("the GPU never answered a read-back")?
-                .map_err(|e| failed(&e))?;
+            let answer = receiver.recv();
+            let (mapped, when) = answer.context("the GPU never answered a read-back")?;
+            mapped.map_err(|e| failed(&e))?;
             let view = staging.slice(..total as u64);
             let mapped = view.get_mapped_range().map_err(|e| failed(&e))?;
             let mut at = 0;
@@ -85,7 +85,7 @@ impl Gpu {
             drop(mapped);
             staging.unmap();
             free.lock().unwrap().push(staging);
-            Ok(out)
+            Ok((out, when))
         }))
     }
 }
