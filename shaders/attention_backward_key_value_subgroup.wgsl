@@ -13,14 +13,7 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 
 //!include grid
 //!include rows
-
-const LANES = 8u;
-// The widest head, in vectors.
-const WIDTH = 16u;
-
-fn dot_onto(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
-}
+//!include eight
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -51,10 +44,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let least = select(p.first_query, 0u, range > 0u);
         let begin = max(rows[record + select(Q_BEGIN, TREE_BEGIN, range > 0u)], least);
         let end = rows[record + select(Q_END, TREE_END, range > 0u)];
-        let first = subgroupMin(select(NONE, begin, begin < end));
-        let last = subgroupMax(select(0u, end, begin < end));
-        for (var base = first; base < last; base += LANES) {
-            let query_row = min(base + lane, last - 1u) * p.heads + head * shared_by;
+        let all = covering(begin, end);
+        for (var base = all.x; base < all.y; base += LANES) {
+            let query_row = min(base + lane, all.y - 1u) * p.heads + head * shared_by;
             for (var sharer = 0u; sharer < shared_by; sharer++) {
                 let query = query_row + sharer;
                 let at = query * width;

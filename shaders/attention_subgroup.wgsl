@@ -12,15 +12,9 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 
 //!include grid
 //!include rows
+//!include eight
 
 const MASKED: f32 = -1e30;
-const LANES = 8u;
-// The widest head, in vectors.
-const WIDTH = 16u;
-
-fn dot_onto(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
-}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -41,8 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let at = unit * width;
     let begin = rows[record + KV_BEGIN];
     let end = rows[record + KV_END];
-    let first = subgroupMin(select(NONE, begin, begin < end));
-    let last = subgroupMax(select(0u, end, begin < end));
+    let all = covering(begin, end);
 
     var query: array<vec4<f32>, WIDTH>;
     for (var d = 0u; d < width; d++) {
@@ -51,8 +44,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var top = MASKED;
     var sum = 0.0;
     var out: array<vec4<f32>, WIDTH>;
-    for (var base = first; base < last; base += LANES) {
-        let own = min(base + lane, last - 1u) * stride;
+    for (var base = all.x; base < all.y; base += LANES) {
+        let own = min(base + lane, all.y - 1u) * stride;
         var scores: array<f32, LANES>;
         for (var d = 0u; d < width; d++) {
             let keys = kv[own + key + d];

@@ -10,6 +10,7 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 
 //!include grid
 //!include norm_vector
+//!include total
 
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -2,7 +2,3 @@
 fn vector_at(v: u32) -> u32 {
     return ((v / p.per_row) * p.stride + p.offset + (v % p.per_row) * p.dim) / 4u;
 }
-
-fn total(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}

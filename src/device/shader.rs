@@ -4,6 +4,7 @@ use anyhow::{Result, anyhow};
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
+    ("eight", include_str!("../../shaders/shared/eight.wgsl")),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("grow", include_str!("../../shaders/shared/grow.wgsl")),
     ("keys", include_str!("../../shaders/shared/keys.wgsl")),
@@ -29,6 +30,7 @@ const INCLUDES: &[(&str, &str)] = &[
         "sigmoid4",
         include_str!("../../shaders/shared/sigmoid4.wgsl"),
     ),
+    ("total", include_str!("../../shaders/shared/total.wgsl")),
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 

@@ -181,6 +181,21 @@ mod tests {
         devices::lockstep(cases);
     }
 
+    /// Small integers are denormal numbers, and some words no numbers: rows of records are moved as they are.
+    #[test]
+    fn moves_any_words() {
+        devices::each(|h| {
+            let words = [0, 1, 7, 0x7fff_ffff, 0x7fa0_0001, 0x8000_0000, u32::MAX, 42];
+            let (table, index) = (h.u32("table", &words), h.u32("index", &[3, 0, 2]));
+            let part = h.u32("part", &[9; 6]);
+            let slices = (table.slice(), index.slice(), part.slice());
+            gather_rows(h.stream(), slices.0, slices.1, slices.2, 3, 2);
+            h.run().unwrap();
+            let moved = h.read_u32(&part).unwrap();
+            assert_eq!(moved, [u32::MAX, 42, 0, 1, 0x7fa0_0001, 0x8000_0000]);
+        });
+    }
+
     #[test]
     fn moves_the_named_rows() {
         devices::each(|h| {
