@@ -5,9 +5,9 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<f32>;
-@group(0) @binding(4) var<storage, read> kv: array<f32>;
-@group(0) @binding(5) var<storage, read_write> o: array<f32>;
+@group(0) @binding(3) var<storage, read> q: array<q_t>;
+@group(0) @binding(4) var<storage, read> kv: array<kv_t>;
+@group(0) @binding(5) var<storage, read_write> o: array<o_t>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 //!include grid
@@ -22,12 +22,12 @@ fn score(qa: u32, ka: u32) -> f32 {
     var sums = vec4<f32>();
     var d = 0u;
     for (; d + 4u <= p.head_dim; d += 4u) {
-        sums = fma(vec4<f32>(q[qa + d], q[qa + d + 1u], q[qa + d + 2u], q[qa + d + 3u]),
-                   vec4<f32>(kv[ka + d], kv[ka + d + 1u], kv[ka + d + 2u], kv[ka + d + 3u]), sums);
+        sums = fma(vec4<f32>(f32(q[qa + d]), f32(q[qa + d + 1u]), f32(q[qa + d + 2u]), f32(q[qa + d + 3u])),
+                   vec4<f32>(f32(kv[ka + d]), f32(kv[ka + d + 1u]), f32(kv[ka + d + 2u]), f32(kv[ka + d + 3u])), sums);
     }
     var total = (sums.x + sums.y) + (sums.z + sums.w);
     for (; d < p.head_dim; d++) {
-        total = fma(q[qa + d], kv[ka + d], total);
+        total = fma(f32(q[qa + d]), f32(kv[ka + d]), total);
     }
     return total * p.scale;
 }
@@ -35,10 +35,10 @@ fn score(qa: u32, ka: u32) -> f32 {
 // This lane's columns (up to four: heads are at most 256 wide) of the head at `at`.
 fn columns(at: u32, lane: u32) -> vec4<f32> {
     var c = vec4<f32>();
-    if lane < p.head_dim { c.x = kv[at + lane]; }
-    if lane + 64u < p.head_dim { c.y = kv[at + lane + 64u]; }
-    if lane + 128u < p.head_dim { c.z = kv[at + lane + 128u]; }
-    if lane + 192u < p.head_dim { c.w = kv[at + lane + 192u]; }
+    if lane < p.head_dim { c.x = f32(kv[at + lane]); }
+    if lane + 64u < p.head_dim { c.y = f32(kv[at + lane + 64u]); }
+    if lane + 128u < p.head_dim { c.z = f32(kv[at + lane + 128u]); }
+    if lane + 192u < p.head_dim { c.w = f32(kv[at + lane + 192u]); }
     return c;
 }
 
@@ -84,8 +84,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         lse[unit] = select(MASKED, top + log(max(sum, 1e-30)), sum > 0.0);
     }
     out *= select(0.0, 1.0 / max(sum, 1e-30), sum > 0.0);
-    if lane < p.head_dim { o[at + lane] = out.x; }
-    if lane + 64u < p.head_dim { o[at + lane + 64u] = out.y; }
-    if lane + 128u < p.head_dim { o[at + lane + 128u] = out.z; }
-    if lane + 192u < p.head_dim { o[at + lane + 192u] = out.w; }
+    if lane < p.head_dim { o[at + lane] = o_t(out.x); }
+    if lane + 64u < p.head_dim { o[at + lane + 64u] = o_t(out.y); }
+    if lane + 128u < p.head_dim { o[at + lane + 128u] = o_t(out.z); }
+    if lane + 192u < p.head_dim { o[at + lane + 192u] = o_t(out.w); }
 }

@@ -4,12 +4,12 @@
 struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
-@group(0) @binding(2) var<storage, read> q: array<f32>;
-@group(0) @binding(3) var<storage, read> kv: array<f32>;
+@group(0) @binding(2) var<storage, read> q: array<q_t>;
+@group(0) @binding(3) var<storage, read> kv: array<kv_t>;
 @group(0) @binding(4) var<storage, read> lse: array<f32>;
-@group(0) @binding(5) var<storage, read> d_o: array<f32>;
+@group(0) @binding(5) var<storage, read> d_o: array<d_o_t>;
 @group(0) @binding(6) var<storage, read> delta: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dkv: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dkv: array<dkv_t>;
 
 //!include grid
 //!include rows
@@ -25,16 +25,16 @@ fn pair(unit: u32, ka: u32, va: u32) -> vec2<f32> {
     var g = vec4<f32>();
     var d = 0u;
     for (; d + 4u <= p.head_dim; d += 4u) {
-        s = fma(vec4<f32>(q[at + d], q[at + d + 1u], q[at + d + 2u], q[at + d + 3u]),
-                vec4<f32>(kv[ka + d], kv[ka + d + 1u], kv[ka + d + 2u], kv[ka + d + 3u]), s);
-        g = fma(vec4<f32>(d_o[at + d], d_o[at + d + 1u], d_o[at + d + 2u], d_o[at + d + 3u]),
-                vec4<f32>(kv[va + d], kv[va + d + 1u], kv[va + d + 2u], kv[va + d + 3u]), g);
+        s = fma(vec4<f32>(f32(q[at + d]), f32(q[at + d + 1u]), f32(q[at + d + 2u]), f32(q[at + d + 3u])),
+                vec4<f32>(f32(kv[ka + d]), f32(kv[ka + d + 1u]), f32(kv[ka + d + 2u]), f32(kv[ka + d + 3u])), s);
+        g = fma(vec4<f32>(f32(d_o[at + d]), f32(d_o[at + d + 1u]), f32(d_o[at + d + 2u]), f32(d_o[at + d + 3u])),
+                vec4<f32>(f32(kv[va + d]), f32(kv[va + d + 1u]), f32(kv[va + d + 2u]), f32(kv[va + d + 3u])), g);
     }
     var score = (s.x + s.y) + (s.z + s.w);
     var pull = (g.x + g.y) + (g.z + g.w);
     for (; d < p.head_dim; d++) {
-        score = fma(q[at + d], kv[ka + d], score);
-        pull = fma(d_o[at + d], kv[va + d], pull);
+        score = fma(f32(q[at + d]), f32(kv[ka + d]), score);
+        pull = fma(f32(d_o[at + d]), f32(kv[va + d]), pull);
     }
     let weight = exp(score * p.scale - lse[unit]);
     return vec2<f32>(weight, weight * (pull - delta[unit]) * p.scale);
@@ -42,27 +42,27 @@ fn pair(unit: u32, ka: u32, va: u32) -> vec2<f32> {
 
 fn query_columns(at: u32, lane: u32) -> vec4<f32> {
     var c = vec4<f32>();
-    if lane < p.head_dim { c.x = q[at + lane]; }
-    if lane + 64u < p.head_dim { c.y = q[at + lane + 64u]; }
-    if lane + 128u < p.head_dim { c.z = q[at + lane + 128u]; }
-    if lane + 192u < p.head_dim { c.w = q[at + lane + 192u]; }
+    if lane < p.head_dim { c.x = f32(q[at + lane]); }
+    if lane + 64u < p.head_dim { c.y = f32(q[at + lane + 64u]); }
+    if lane + 128u < p.head_dim { c.z = f32(q[at + lane + 128u]); }
+    if lane + 192u < p.head_dim { c.w = f32(q[at + lane + 192u]); }
     return c;
 }
 
 fn output_columns(at: u32, lane: u32) -> vec4<f32> {
     var c = vec4<f32>();
-    if lane < p.head_dim { c.x = d_o[at + lane]; }
-    if lane + 64u < p.head_dim { c.y = d_o[at + lane + 64u]; }
-    if lane + 128u < p.head_dim { c.z = d_o[at + lane + 128u]; }
-    if lane + 192u < p.head_dim { c.w = d_o[at + lane + 192u]; }
+    if lane < p.head_dim { c.x = f32(d_o[at + lane]); }
+    if lane + 64u < p.head_dim { c.y = f32(d_o[at + lane + 64u]); }
+    if lane + 128u < p.head_dim { c.z = f32(d_o[at + lane + 128u]); }
+    if lane + 192u < p.head_dim { c.w = f32(d_o[at + lane + 192u]); }
     return c;
 }
 
 fn store(at: u32, lane: u32, c: vec4<f32>) {
-    if lane < p.head_dim { dkv[at + lane] = c.x; }
-    if lane + 64u < p.head_dim { dkv[at + lane + 64u] = c.y; }
-    if lane + 128u < p.head_dim { dkv[at + lane + 128u] = c.z; }
-    if lane + 192u < p.head_dim { dkv[at + lane + 192u] = c.w; }
+    if lane < p.head_dim { dkv[at + lane] = dkv_t(c.x); }
+    if lane + 64u < p.head_dim { dkv[at + lane + 64u] = dkv_t(c.y); }
+    if lane + 128u < p.head_dim { dkv[at + lane + 128u] = dkv_t(c.z); }
+    if lane + 192u < p.head_dim { dkv[at + lane + 192u] = dkv_t(c.w); }
 }
 
 @compute @workgroup_size(64)

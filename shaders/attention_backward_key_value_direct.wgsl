@@ -3,12 +3,12 @@
 struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(3) var<storage, read> kv: array<vec4<kv_t>>;
 @group(0) @binding(4) var<storage, read> lse: array<f32>;
-@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<d_o_t>>;
 @group(0) @binding(6) var<storage, read> delta: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dkv: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dkv: array<vec4<dkv_t>>;
 
 //!include grid
 //!include rows
@@ -59,16 +59,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var g2 = vec4<f32>();
         var g3 = vec4<f32>();
         for (var d = 0u; d < width; d++) {
-            let own_key = kv[key + d];
-            let own_value = kv[value + d];
-            s0 = fma(q[at.x + d], own_key, s0);
-            s1 = fma(q[at.y + d], own_key, s1);
-            s2 = fma(q[at.z + d], own_key, s2);
-            s3 = fma(q[at.w + d], own_key, s3);
-            g0 = fma(d_o[at.x + d], own_value, g0);
-            g1 = fma(d_o[at.y + d], own_value, g1);
-            g2 = fma(d_o[at.z + d], own_value, g2);
-            g3 = fma(d_o[at.w + d], own_value, g3);
+            let own_key = vec4<f32>(kv[key + d]);
+            let own_value = vec4<f32>(kv[value + d]);
+            s0 = fma(vec4<f32>(q[at.x + d]), own_key, s0);
+            s1 = fma(vec4<f32>(q[at.y + d]), own_key, s1);
+            s2 = fma(vec4<f32>(q[at.z + d]), own_key, s2);
+            s3 = fma(vec4<f32>(q[at.w + d]), own_key, s3);
+            g0 = fma(vec4<f32>(d_o[at.x + d]), own_value, g0);
+            g1 = fma(vec4<f32>(d_o[at.y + d]), own_value, g1);
+            g2 = fma(vec4<f32>(d_o[at.z + d]), own_value, g2);
+            g3 = fma(vec4<f32>(d_o[at.w + d]), own_value, g3);
         }
         let scores = vec4<f32>(total(s0), total(s1), total(s2), total(s3)) * p.scale;
         let pulls = vec4<f32>(total(g0), total(g1), total(g2), total(g3));
@@ -79,21 +79,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var c = 0u; c < BLOCK; c++) {
             if c < count {
                 let from_query = at + first_column + c;
-                var k = fma(slopes.xxxx, q[from_query.x], dk[c]);
-                k = fma(slopes.yyyy, q[from_query.y], k);
-                k = fma(slopes.zzzz, q[from_query.z], k);
-                dk[c] = fma(slopes.wwww, q[from_query.w], k);
-                var v = fma(weights.xxxx, d_o[from_query.x], dv[c]);
-                v = fma(weights.yyyy, d_o[from_query.y], v);
-                v = fma(weights.zzzz, d_o[from_query.z], v);
-                dv[c] = fma(weights.wwww, d_o[from_query.w], v);
+                var k = fma(slopes.xxxx, vec4<f32>(q[from_query.x]), dk[c]);
+                k = fma(slopes.yyyy, vec4<f32>(q[from_query.y]), k);
+                k = fma(slopes.zzzz, vec4<f32>(q[from_query.z]), k);
+                dk[c] = fma(slopes.wwww, vec4<f32>(q[from_query.w]), k);
+                var v = fma(weights.xxxx, vec4<f32>(d_o[from_query.x]), dv[c]);
+                v = fma(weights.yyyy, vec4<f32>(d_o[from_query.y]), v);
+                v = fma(weights.zzzz, vec4<f32>(d_o[from_query.z]), v);
+                dv[c] = fma(weights.wwww, vec4<f32>(d_o[from_query.w]), v);
             }
         }
     }
     for (var c = 0u; c < BLOCK; c++) {
         if c < count {
-            dkv[key + first_column + c] = dk[c];
-            dkv[value + first_column + c] = dv[c];
+            dkv[key + first_column + c] = vec4<dkv_t>(dk[c]);
+            dkv[value + first_column + c] = vec4<dkv_t>(dv[c]);
         }
     }
 }

@@ -4,12 +4,12 @@
 struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f32, first_query: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(3) var<storage, read> kv: array<vec4<kv_t>>;
 @group(0) @binding(4) var<storage, read> lse: array<f32>;
-@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<d_o_t>>;
 @group(0) @binding(6) var<storage, read> delta: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dkv: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dkv: array<vec4<dkv_t>>;
 
 //!include grid
 //!include rows
@@ -34,8 +34,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var own_key: array<vec4<f32>, WIDTH>;
     var own_value: array<vec4<f32>, WIDTH>;
     for (var d = 0u; d < width; d++) {
-        own_key[d] = kv[key + d];
-        own_value[d] = kv[value + d];
+        own_key[d] = vec4<f32>(kv[key + d]);
+        own_value[d] = vec4<f32>(kv[value + d]);
     }
     var dk: array<vec4<f32>, WIDTH>;
     var dv: array<vec4<f32>, WIDTH>;
@@ -55,8 +55,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 var weights: array<f32, LANES>;
                 var slopes: array<f32, LANES>;
                 for (var d = 0u; d < width; d++) {
-                    let queries = q[at + d];
-                    let gradients = d_o[at + d];
+                    let queries = vec4<f32>(q[at + d]);
+                    let gradients = vec4<f32>(d_o[at + d]);
                     let keys = own_key[d];
                     let values = own_value[d];
                     for (var i = 0u; i < LANES; i++) {
@@ -71,8 +71,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                     slopes[i] = weights[i] * (slopes[i] - subgroupShuffle(query_delta, i)) * p.scale;
                 }
                 for (var c = 0u; c < width; c++) {
-                    let queries = q[at + c];
-                    let gradients = d_o[at + c];
+                    let queries = vec4<f32>(q[at + c]);
+                    let gradients = vec4<f32>(d_o[at + c]);
                     var k = dk[c];
                     var v = dv[c];
                     for (var i = 0u; i < LANES; i++) {
@@ -87,8 +87,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     if exists {
         for (var c = 0u; c < width; c++) {
-            dkv[key + c] = dk[c];
-            dkv[value + c] = dv[c];
+            dkv[key + c] = vec4<dkv_t>(dk[c]);
+            dkv[value + c] = vec4<dkv_t>(dv[c]);
         }
     }
 }

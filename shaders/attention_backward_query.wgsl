@@ -4,12 +4,12 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<f32>;
-@group(0) @binding(4) var<storage, read> kv: array<f32>;
+@group(0) @binding(3) var<storage, read> q: array<q_t>;
+@group(0) @binding(4) var<storage, read> kv: array<kv_t>;
 @group(0) @binding(5) var<storage, read> lse: array<f32>;
-@group(0) @binding(6) var<storage, read> d_o: array<f32>;
+@group(0) @binding(6) var<storage, read> d_o: array<d_o_t>;
 @group(0) @binding(7) var<storage, read> delta: array<f32>;
-@group(0) @binding(8) var<storage, read_write> dq: array<f32>;
+@group(0) @binding(8) var<storage, read_write> dq: array<dq_t>;
 
 //!include grid
 //!include rows
@@ -25,26 +25,26 @@ fn slope(unit: u32, ka: u32, va: u32) -> f32 {
     var g = vec4<f32>();
     var d = 0u;
     for (; d + 4u <= p.head_dim; d += 4u) {
-        s = fma(vec4<f32>(q[at + d], q[at + d + 1u], q[at + d + 2u], q[at + d + 3u]),
-                vec4<f32>(kv[ka + d], kv[ka + d + 1u], kv[ka + d + 2u], kv[ka + d + 3u]), s);
-        g = fma(vec4<f32>(d_o[at + d], d_o[at + d + 1u], d_o[at + d + 2u], d_o[at + d + 3u]),
-                vec4<f32>(kv[va + d], kv[va + d + 1u], kv[va + d + 2u], kv[va + d + 3u]), g);
+        s = fma(vec4<f32>(f32(q[at + d]), f32(q[at + d + 1u]), f32(q[at + d + 2u]), f32(q[at + d + 3u])),
+                vec4<f32>(f32(kv[ka + d]), f32(kv[ka + d + 1u]), f32(kv[ka + d + 2u]), f32(kv[ka + d + 3u])), s);
+        g = fma(vec4<f32>(f32(d_o[at + d]), f32(d_o[at + d + 1u]), f32(d_o[at + d + 2u]), f32(d_o[at + d + 3u])),
+                vec4<f32>(f32(kv[va + d]), f32(kv[va + d + 1u]), f32(kv[va + d + 2u]), f32(kv[va + d + 3u])), g);
     }
     var score = (s.x + s.y) + (s.z + s.w);
     var pull = (g.x + g.y) + (g.z + g.w);
     for (; d < p.head_dim; d++) {
-        score = fma(q[at + d], kv[ka + d], score);
-        pull = fma(d_o[at + d], kv[va + d], pull);
+        score = fma(f32(q[at + d]), f32(kv[ka + d]), score);
+        pull = fma(f32(d_o[at + d]), f32(kv[va + d]), pull);
     }
     return exp(score * p.scale - lse[unit]) * (pull - delta[unit]) * p.scale;
 }
 
 fn columns(at: u32, lane: u32) -> vec4<f32> {
     var c = vec4<f32>();
-    if lane < p.head_dim { c.x = kv[at + lane]; }
-    if lane + 64u < p.head_dim { c.y = kv[at + lane + 64u]; }
-    if lane + 128u < p.head_dim { c.z = kv[at + lane + 128u]; }
-    if lane + 192u < p.head_dim { c.w = kv[at + lane + 192u]; }
+    if lane < p.head_dim { c.x = f32(kv[at + lane]); }
+    if lane + 64u < p.head_dim { c.y = f32(kv[at + lane + 64u]); }
+    if lane + 128u < p.head_dim { c.z = f32(kv[at + lane + 128u]); }
+    if lane + 192u < p.head_dim { c.w = f32(kv[at + lane + 192u]); }
     return c;
 }
 
@@ -76,8 +76,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         workgroupBarrier();
     }
     let at = unit * p.head_dim;
-    if lane < p.head_dim { dq[at + lane] = out.x; }
-    if lane + 64u < p.head_dim { dq[at + lane + 64u] = out.y; }
-    if lane + 128u < p.head_dim { dq[at + lane + 128u] = out.z; }
-    if lane + 192u < p.head_dim { dq[at + lane + 192u] = out.w; }
+    if lane < p.head_dim { dq[at + lane] = dq_t(out.x); }
+    if lane + 64u < p.head_dim { dq[at + lane + 64u] = dq_t(out.y); }
+    if lane + 128u < p.head_dim { dq[at + lane + 128u] = dq_t(out.z); }
+    if lane + 192u < p.head_dim { dq[at + lane + 192u] = dq_t(out.w); }
 }

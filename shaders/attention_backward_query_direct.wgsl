@@ -4,12 +4,12 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(4) var<storage, read> kv: array<vec4<kv_t>>;
 @group(0) @binding(5) var<storage, read> lse: array<f32>;
-@group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> d_o: array<vec4<d_o_t>>;
 @group(0) @binding(7) var<storage, read> delta: array<f32>;
-@group(0) @binding(8) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> dq: array<vec4<dq_t>>;
 
 //!include grid
 //!include rows
@@ -51,16 +51,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var g2 = vec4<f32>();
         var g3 = vec4<f32>();
         for (var d = 0u; d < width; d++) {
-            let query = q[at + d];
-            let gradient = d_o[at + d];
-            s0 = fma(query, kv[base.x + key + d], s0);
-            s1 = fma(query, kv[base.y + key + d], s1);
-            s2 = fma(query, kv[base.z + key + d], s2);
-            s3 = fma(query, kv[base.w + key + d], s3);
-            g0 = fma(gradient, kv[base.x + value + d], g0);
-            g1 = fma(gradient, kv[base.y + value + d], g1);
-            g2 = fma(gradient, kv[base.z + value + d], g2);
-            g3 = fma(gradient, kv[base.w + value + d], g3);
+            let query = vec4<f32>(q[at + d]);
+            let gradient = vec4<f32>(d_o[at + d]);
+            s0 = fma(query, vec4<f32>(kv[base.x + key + d]), s0);
+            s1 = fma(query, vec4<f32>(kv[base.y + key + d]), s1);
+            s2 = fma(query, vec4<f32>(kv[base.z + key + d]), s2);
+            s3 = fma(query, vec4<f32>(kv[base.w + key + d]), s3);
+            g0 = fma(gradient, vec4<f32>(kv[base.x + value + d]), g0);
+            g1 = fma(gradient, vec4<f32>(kv[base.y + value + d]), g1);
+            g2 = fma(gradient, vec4<f32>(kv[base.z + value + d]), g2);
+            g3 = fma(gradient, vec4<f32>(kv[base.w + value + d]), g3);
         }
         let scores = vec4<f32>(total(s0), total(s1), total(s2), total(s3)) * p.scale;
         let pulls = vec4<f32>(total(g0), total(g1), total(g2), total(g3));
@@ -69,16 +69,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var c = 0u; c < BLOCK; c++) {
             if c < count {
                 let from_key = base + key + first + c;
-                var v = fma(slopes.xxxx, kv[from_key.x], out[c]);
-                v = fma(slopes.yyyy, kv[from_key.y], v);
-                v = fma(slopes.zzzz, kv[from_key.z], v);
-                out[c] = fma(slopes.wwww, kv[from_key.w], v);
+                var v = fma(slopes.xxxx, vec4<f32>(kv[from_key.x]), out[c]);
+                v = fma(slopes.yyyy, vec4<f32>(kv[from_key.y]), v);
+                v = fma(slopes.zzzz, vec4<f32>(kv[from_key.z]), v);
+                out[c] = fma(slopes.wwww, vec4<f32>(kv[from_key.w]), v);
             }
         }
     }
     for (var c = 0u; c < BLOCK; c++) {
         if c < count {
-            dq[at + first + c] = out[c];
+            dq[at + first + c] = vec4<dq_t>(out[c]);
         }
     }
 }

@@ -4,12 +4,12 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(4) var<storage, read> kv: array<vec4<kv_t>>;
 @group(0) @binding(5) var<storage, read> lse: array<f32>;
-@group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> d_o: array<vec4<d_o_t>>;
 @group(0) @binding(7) var<storage, read> delta: array<f32>;
-@group(0) @binding(8) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> dq: array<vec4<dq_t>>;
 
 //!include grid
 //!include rows
@@ -41,8 +41,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var query: array<vec4<f32>, WIDTH>;
     var gradient: array<vec4<f32>, WIDTH>;
     for (var d = 0u; d < width; d++) {
-        query[d] = q[at + d];
-        gradient[d] = d_o[at + d];
+        query[d] = vec4<f32>(q[at + d]);
+        gradient[d] = vec4<f32>(d_o[at + d]);
     }
     var out: array<vec4<f32>, WIDTH>;
     for (var base = all.x; base < all.y; base += LANES) {
@@ -50,8 +50,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var slopes: array<f32, LANES>;
         var pulls: array<f32, LANES>;
         for (var d = 0u; d < width; d++) {
-            let keys = kv[own + key + d];
-            let values = kv[own + value + d];
+            let keys = vec4<f32>(kv[own + key + d]);
+            let values = vec4<f32>(kv[own + value + d]);
             let own_query = query[d];
             let own_gradient = gradient[d];
             for (var i = 0u; i < LANES; i++) {
@@ -65,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             slopes[i] = weight * (pulls[i] - own_delta) * p.scale;
         }
         for (var c = 0u; c < width; c++) {
-            let keys = kv[own + key + c];
+            let keys = vec4<f32>(kv[own + key + c]);
             var v = out[c];
             for (var i = 0u; i < LANES; i++) {
                 v = fma(vec4<f32>(slopes[i]), subgroupShuffle(keys, i), v);
@@ -78,17 +78,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var score = 0.0;
         var pull = 0.0;
         for (var d = 0u; d < width; d++) {
-            score = dot_onto(query[d], kv[own + key + d], score);
-            pull = dot_onto(gradient[d], kv[own + value + d], pull);
+            score = dot_onto(query[d], vec4<f32>(kv[own + key + d]), score);
+            pull = dot_onto(gradient[d], vec4<f32>(kv[own + value + d]), pull);
         }
         let slope = exp(score * p.scale - own_lse) * (pull - own_delta) * p.scale;
         for (var c = 0u; c < width; c++) {
-            out[c] = fma(vec4<f32>(slope), kv[own + key + c], out[c]);
+            out[c] = fma(vec4<f32>(slope), vec4<f32>(kv[own + key + c]), out[c]);
         }
     }
     if exists {
         for (var c = 0u; c < width; c++) {
-            dq[at + c] = out[c];
+            dq[at + c] = vec4<dq_t>(out[c]);
         }
     }
 }

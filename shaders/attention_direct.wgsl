@@ -5,9 +5,9 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> kv: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(4) var<storage, read> kv: array<vec4<kv_t>>;
+@group(0) @binding(5) var<storage, read_write> o: array<vec4<o_t>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 //!include grid
@@ -47,11 +47,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var s2 = vec4<f32>();
         var s3 = vec4<f32>();
         for (var d = 0u; d < width; d++) {
-            let query = q[at + d];
-            s0 = fma(query, kv[base.x + key + d], s0);
-            s1 = fma(query, kv[base.y + key + d], s1);
-            s2 = fma(query, kv[base.z + key + d], s2);
-            s3 = fma(query, kv[base.w + key + d], s3);
+            let query = vec4<f32>(q[at + d]);
+            s0 = fma(query, vec4<f32>(kv[base.x + key + d]), s0);
+            s1 = fma(query, vec4<f32>(kv[base.y + key + d]), s1);
+            s2 = fma(query, vec4<f32>(kv[base.z + key + d]), s2);
+            s3 = fma(query, vec4<f32>(kv[base.w + key + d]), s3);
         }
         let all = vec4<f32>(total(s0), total(s1), total(s2), total(s3)) * p.scale;
         let scores = select(vec4<f32>(MASKED), all, present);
@@ -63,10 +63,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var c = 0u; c < BLOCK; c++) {
             if c < count {
                 var v = out[c] * keep;
-                v = fma(weights.xxxx, kv[base.x + value + c], v);
-                v = fma(weights.yyyy, kv[base.y + value + c], v);
-                v = fma(weights.zzzz, kv[base.z + value + c], v);
-                out[c] = fma(weights.wwww, kv[base.w + value + c], v);
+                v = fma(weights.xxxx, vec4<f32>(kv[base.x + value + c]), v);
+                v = fma(weights.yyyy, vec4<f32>(kv[base.y + value + c]), v);
+                v = fma(weights.zzzz, vec4<f32>(kv[base.z + value + c]), v);
+                out[c] = fma(weights.wwww, vec4<f32>(kv[base.w + value + c]), v);
             }
         }
     }
@@ -76,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let share = select(0.0, 1.0 / max(sum, 1e-30), sum > 0.0);
     for (var c = 0u; c < BLOCK; c++) {
         if c < count {
-            o[at + first + c] = out[c] * share;
+            o[at + first + c] = vec4<o_t>(out[c] * share);
         }
     }
 }

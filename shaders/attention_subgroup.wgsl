@@ -5,9 +5,9 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> parent: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> kv: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<q_t>>;
+@group(0) @binding(4) var<storage, read> kv: array<vec4<kv_t>>;
+@group(0) @binding(5) var<storage, read_write> o: array<vec4<o_t>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 //!include grid
@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 
     var query: array<vec4<f32>, WIDTH>;
     for (var d = 0u; d < width; d++) {
-        query[d] = q[at + d];
+        query[d] = vec4<f32>(q[at + d]);
     }
     var top = MASKED;
     var sum = 0.0;
@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let own = min(base + lane, all.y - 1u) * stride;
         var scores: array<f32, LANES>;
         for (var d = 0u; d < width; d++) {
-            let keys = kv[own + key + d];
+            let keys = vec4<f32>(kv[own + key + d]);
             let own_query = query[d];
             for (var i = 0u; i < LANES; i++) {
                 scores[i] = dot_onto(subgroupShuffle(keys, i), own_query, scores[i]);
@@ -68,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             sum += scores[i];
         }
         for (var c = 0u; c < width; c++) {
-            let values = kv[own + value + c];
+            let values = vec4<f32>(kv[own + value + c]);
             var v = out[c] * keep;
             for (var i = 0u; i < LANES; i++) {
                 v = fma(vec4<f32>(scores[i]), subgroupShuffle(values, i), v);
@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let own = slot * stride;
         var score = 0.0;
         for (var d = 0u; d < width; d++) {
-            score = dot_onto(query[d], kv[own + key + d], score);
+            score = dot_onto(query[d], vec4<f32>(kv[own + key + d]), score);
         }
         score *= p.scale;
         let before = top;
@@ -89,14 +89,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let weight = exp(score - top);
         sum = fma(sum, keep, weight);
         for (var c = 0u; c < width; c++) {
-            out[c] = fma(vec4<f32>(weight), kv[own + value + c], out[c] * keep);
+            out[c] = fma(vec4<f32>(weight), vec4<f32>(kv[own + value + c]), out[c] * keep);
         }
     }
     if exists {
         lse[unit] = select(MASKED, top + log(max(sum, 1e-30)), sum > 0.0);
         let share = select(0.0, 1.0 / max(sum, 1e-30), sum > 0.0);
         for (var c = 0u; c < width; c++) {
-            o[at + c] = out[c] * share;
+            o[at + c] = vec4<o_t>(out[c] * share);
         }
     }
 }

@@ -2,7 +2,7 @@
 // lanes read consecutive columns), then one slice adds the 8 partial sums in order.
 struct Params { rows: u32, columns: u32, accumulate: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<x_t>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
 //!include grid
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var sum = 0.0;
     if column < p.columns {
         for (var row = lane / 32u; row < p.rows; row += 8u) {
-            sum += x[row * p.columns + column];
+            sum += f32(x[row * p.columns + column]);
         }
     }
     partial[lane] = sum;

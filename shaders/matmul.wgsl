@@ -25,9 +25,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var y = min(column + LANES * vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.n - 1u)) * b_stride.x;
     var sums: array<vec4<f32>, ROWS>;
     for (var q = 0u; q < p.k; q++) {
-        let factors = vec4<f32>(b[y.x], b[y.y], b[y.z], b[y.w]);
+        let factors = vec4<f32>(f32(b[y.x]), f32(b[y.y]), f32(b[y.z]), f32(b[y.w]));
         for (var i = 0u; i < ROWS; i++) {
-            sums[i] = fma(vec4<f32>(a[x[i] + q * a_stride.y]), factors, sums[i]);
+            sums[i] = fma(vec4<f32>(f32(a[x[i] + q * a_stride.y])), factors, sums[i]);
         }
         y += b_stride.y;
     }

@@ -1,10 +1,10 @@
 // The matrix products NN and TN, n a multiple of 4, for subgroups of 8 and more: as matmul_subgroup_nt.wgsl, with 4
 // neighbouring columns x ROWS rows of C per invocation.
 //!include matmul
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> a: array<a_t>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<b_t>>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<bias_t>>;
+@group(0) @binding(4) var<storage, read_write> c: array<vec4<c_t>>;
 //!include grid
 
 // 8 or 16.
@@ -24,13 +24,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var y = min(column, columns - 1u);
     var sums: array<vec4<f32>, 16>;
     for (var q = 0u; q < p.k; q++) {
-        let factors = b[y];
-        let low = a[x.x];
+        let factors = vec4<f32>(b[y]);
+        let low = f32(a[x.x]);
         for (var i = 0u; i < 8u; i++) {
             sums[i] = fma(vec4<f32>(subgroupShuffle(low, i)), factors, sums[i]);
         }
         if ROWS > 8u {
-            let high = a[x.y];
+            let high = f32(a[x.y]);
             for (var i = 0u; i < 8u; i++) {
                 sums[i + 8u] = fma(vec4<f32>(subgroupShuffle(high, i)), factors, sums[i + 8u]);
             }
@@ -48,12 +48,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let at = (row + i) * columns + column;
         var start = vec4<f32>();
         if p.start == ACCUMULATE {
-            start = c[at];
+            start = vec4<f32>(c[at]);
         } else if p.start == BIAS {
-            start = bias[column];
+            start = vec4<f32>(bias[column]);
         } else if p.start == MATRIX {
-            start = bias[at];
+            start = vec4<f32>(bias[at]);
         }
-        c[at] = start + sums[i];
+        c[at] = vec4<c_t>(start + sums[i]);
     }
 }

@@ -2,10 +2,10 @@
 // a row of A that the others get by a shuffle, which costs less there than a load. An invocation keeps 2 columns x ROWS
 // rows of C in registers. Indices past the edge are brought back to the last row or column before the loop.
 //!include matmul
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> c: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<a_t>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<b_t>>;
+@group(0) @binding(3) var<storage, read> bias: array<bias_t>;
+@group(0) @binding(4) var<storage, read_write> c: array<c_t>;
 //!include matmul_store
 //!include grid
 
@@ -26,14 +26,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let y = min(column + vec2<u32>(0u, LANES), last.yy) * depth;
     var sums: array<vec2<f32>, 16>;
     for (var q = 0u; q < depth; q++) {
-        let b0 = b[y.x + q];
-        let b1 = b[y.y + q];
-        let low = a[x.x + q];
+        let b0 = vec4<f32>(b[y.x + q]);
+        let b1 = vec4<f32>(b[y.y + q]);
+        let low = vec4<f32>(a[x.x + q]);
         for (var i = 0u; i < 8u; i++) {
             sums[i] = four(subgroupShuffle(low, i), b0, b1, sums[i]);
         }
         if ROWS > 8u {
-            let high = a[x.y + q];
+            let high = vec4<f32>(a[x.y + q]);
             for (var i = 0u; i < 8u; i++) {
                 sums[i + 8u] = four(subgroupShuffle(high, i), b0, b1, sums[i + 8u]);
             }

@@ -24,10 +24,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let y = min(column + own, p.n - 1u) * p.k;
     var sums: array<f32, ROWS>;
     for (var q = part; q < p.k; q += PARTS) {
-        let factor = b[y + q];
+        let factor = f32(b[y + q]);
         for (var i = 0u; i < ROWS; i++) {
             if i < rows {
-                sums[i] = fma(a[(row + i) * p.k + q], factor, sums[i]);
+                sums[i] = fma(f32(a[(row + i) * p.k + q]), factor, sums[i]);
             }
         }
     }

@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let at = select(vec2<u32>(t / DEPTH, t % DEPTH), vec2<u32>(t % side, t / side), TRANSPOSE_A);
             var value = 0.0;
             if row + at.x < p.m && base + at.y < p.k {
-                value = a[(row + at.x) * a_stride.x + (base + at.y) * a_stride.y];
+                value = f32(a[(row + at.x) * a_stride.x + (base + at.y) * a_stride.y]);
             }
             a_tile[at.y * side + at.x] = value;
         }
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let at = select(vec2<u32>(t % side, t / side), vec2<u32>(t / DEPTH, t % DEPTH), TRANSPOSE_B);
             var value = 0.0;
             if column + at.x < p.n && base + at.y < p.k {
-                value = b[(column + at.x) * b_stride.x + (base + at.y) * b_stride.y];
+                value = f32(b[(column + at.x) * b_stride.x + (base + at.y) * b_stride.y]);
             }
             b_tile[at.y * side + at.x] = value;
         }

@@ -4,10 +4,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> table: array<f32>;
-@group(0) @binding(3) var<storage, read> qk: array<f32>;
-@group(0) @binding(4) var<storage, read> qkv: array<f32>;
-@group(0) @binding(5) var<storage, read_write> q: array<f32>;
-@group(0) @binding(6) var<storage, read_write> kv: array<f32>;
+@group(0) @binding(3) var<storage, read> qk: array<qk_t>;
+@group(0) @binding(4) var<storage, read> qkv: array<qkv_t>;
+@group(0) @binding(5) var<storage, read_write> q: array<q_t>;
+@group(0) @binding(6) var<storage, read_write> kv: array<kv_t>;
 
 //!include grid
 //!include rows
@@ -29,23 +29,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let to = (slot * 2u * p.kv_heads + head - p.heads) * p.head_dim + i;
     if head >= p.heads + p.kv_heads {
         if slot != NONE {
-            kv[to] = qkv[origin];
-            kv[to + half] = qkv[origin + half];
+            kv[to] = kv_t(qkv[origin]);
+            kv[to + half] = kv_t(qkv[origin + half]);
         }
         return;
     }
     let at = (rows[t * ROW + POSITION] * half + i) * 2u;
     let c = table[at];
     let s = table[at + 1u];
-    let a = qk[origin];
-    let b = qk[origin + half];
+    let a = f32(qk[origin]);
+    let b = f32(qk[origin + half]);
     let turned = vec2<f32>(a * c - b * s, b * c + a * s);
     if head < p.heads {
         let own = (t * p.heads + head) * p.head_dim + i;
-        q[own] = turned.x;
-        q[own + half] = turned.y;
+        q[own] = q_t(turned.x);
+        q[own + half] = q_t(turned.y);
     } else if slot != NONE {
-        kv[to] = turned.x;
-        kv[to + half] = turned.y;
+        kv[to] = kv_t(turned.x);
+        kv[to + half] = kv_t(turned.y);
     }
 }

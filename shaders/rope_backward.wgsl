@@ -4,9 +4,9 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> table: array<f32>;
-@group(0) @binding(3) var<storage, read> dq: array<f32>;
-@group(0) @binding(4) var<storage, read> dkv: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;
+@group(0) @binding(3) var<storage, read> dq: array<dq_t>;
+@group(0) @binding(4) var<storage, read> dkv: array<dkv_t>;
+@group(0) @binding(5) var<storage, read_write> dqkv: array<dqkv_t>;
 
 //!include grid
 //!include rows
@@ -27,10 +27,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var pair: vec2<f32>;
     if head < p.heads {
         let origin = (t * p.heads + head) * p.head_dim + i;
-        pair = vec2<f32>(dq[origin], dq[origin + half]);
+        pair = vec2<f32>(f32(dq[origin]), f32(dq[origin + half]));
     } else {
         let origin = (t * 2u * p.kv_heads + head - p.heads) * p.head_dim + i;
-        pair = vec2<f32>(dkv[origin], dkv[origin + half]);
+        pair = vec2<f32>(f32(dkv[origin]), f32(dkv[origin + half]));
     }
     if head < p.heads + p.kv_heads {
         let at = (rows[t * ROW + POSITION] * half + i) * 2u;
@@ -38,6 +38,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let s = table[at + 1u];
         pair = vec2<f32>(pair.x * c + pair.y * s, pair.y * c - pair.x * s);
     }
-    dqkv[to] = pair.x;
-    dqkv[to + half] = pair.y;
+    dqkv[to] = dqkv_t(pair.x);
+    dqkv[to + half] = dqkv_t(pair.y);
 }

@@ -3,10 +3,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> table: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> qk: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> qkv: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> q: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> kv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> qk: array<vec4<qk_t>>;
+@group(0) @binding(4) var<storage, read> qkv: array<vec4<qkv_t>>;
+@group(0) @binding(5) var<storage, read_write> q: array<vec4<q_t>>;
+@group(0) @binding(6) var<storage, read_write> kv: array<vec4<kv_t>>;
 
 //!include grid
 //!include rows
@@ -28,8 +28,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let to = (slot * 2u * p.kv_heads + head - p.heads) * 2u * half + i;
     if head >= p.heads + p.kv_heads {
         if slot != NONE {
-            kv[to] = qkv[origin];
-            kv[to + half] = qkv[origin + half];
+            kv[to] = vec4<kv_t>(qkv[origin]);
+            kv[to + half] = vec4<kv_t>(qkv[origin + half]);
         }
         return;
     }
@@ -39,16 +39,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let high = table[at + 1u];
     let c = vec4<f32>(low.xz, high.xz);
     let s = vec4<f32>(low.yw, high.yw);
-    let a = qk[origin];
-    let b = qk[origin + half];
+    let a = vec4<f32>(qk[origin]);
+    let b = vec4<f32>(qk[origin + half]);
     let first = a * c - b * s;
     let second = b * c + a * s;
     if head < p.heads {
         let own = (t * p.heads + head) * 2u * half + i;
-        q[own] = first;
-        q[own + half] = second;
+        q[own] = vec4<q_t>(first);
+        q[own + half] = vec4<q_t>(second);
     } else if slot != NONE {
-        kv[to] = first;
-        kv[to + half] = second;
+        kv[to] = vec4<kv_t>(first);
+        kv[to + half] = vec4<kv_t>(second);
     }
 }

@@ -1,9 +1,9 @@
 // As swiglu_backward.wgsl, f a multiple of 4: one invocation per vec4.
 struct Params { rows: u32, f: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> gate_up: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> d_out: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> d_gate_up: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> gate_up: array<vec4<gate_up_t>>;
+@group(0) @binding(2) var<storage, read> d_out: array<vec4<d_out_t>>;
+@group(0) @binding(3) var<storage, read_write> d_gate_up: array<vec4<d_gate_up_t>>;
 
 //!include grid
 //!include sigmoid4
@@ -15,10 +15,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let f = p.f / 4u;
     if i < p.rows * f {
         let gate = i + (i / f) * f;
-        let x = gate_up[gate];
+        let x = vec4<f32>(gate_up[gate]);
         let s = sigmoid4(x);
         let slope = s * (1.0 + x * (1.0 - s));
-        d_gate_up[gate] = d_out[i] * gate_up[gate + f] * slope;
-        d_gate_up[gate + f] = d_out[i] * (x * s);
+        d_gate_up[gate] = vec4<d_gate_up_t>(vec4<f32>(d_out[i]) * vec4<f32>(gate_up[gate + f]) * slope);
+        d_gate_up[gate + f] = vec4<d_gate_up_t>(vec4<f32>(d_out[i]) * (x * s));
     }
 }

@@ -5,11 +5,11 @@ fn store(row: u32, column: u32, sum: f32) {
     }
     var start = 0.0;
     if p.start == ACCUMULATE {
-        start = c[row * p.n + column];
+        start = f32(c[row * p.n + column]);
     } else if p.start == BIAS {
-        start = bias[column];
+        start = f32(bias[column]);
     } else if p.start == MATRIX {
-        start = bias[row * p.n + column];
+        start = f32(bias[row * p.n + column]);
     }
-    c[row * p.n + column] = start + sum;
+    c[row * p.n + column] = c_t(start + sum);
 }

@@ -15,7 +15,7 @@ use crate::device::gpu::{Gpu, GpuOptions, describe};
 use crate::device::lockstep::{TOLERANCE, Worst};
 use crate::device::trial::attempt;
 use crate::device::tuning::Forms;
-use crate::device::{DeviceInfo, DeviceRef};
+use crate::device::{DeviceInfo, DeviceRef, Precision};
 use crate::kernels::harness::{Harness, Met, lockstep_pair};
 use crate::kernels::{self, Cases};
 
@@ -76,6 +76,8 @@ struct Compared {
     worst: Worst,
     outcome: Result<()>,
     met: Met,
+    /// Whether there is f16 to compare too.
+    halves: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -92,17 +94,22 @@ impl Check {
     }
 
     /// Runs it on a lockstep of the CPU and `adapter`.
-    fn run(self, adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Compared> {
+    fn run(
+        self,
+        adapter: &wgpu::Adapter,
+        (options, precision): (GpuOptions, Precision),
+    ) -> Result<Compared> {
         let adapter = adapter.clone();
         attempt(LIMIT, move || {
             let pair = lockstep_pair(Arc::new(Gpu::open(&adapter, options)?));
             let device: DeviceRef = pair.clone();
-            let mut met = Met::new();
+            let (mut met, mut halves) = (Met::new(), false);
             let outcome = match self {
                 Check::Kernel(_, cases) => {
-                    let mut harness = Harness::new(device);
+                    let mut harness = Harness::with_precision(device.clone(), precision);
                     let outcome = cases(&mut harness);
                     met = harness.met();
+                    halves = harness.has_reals() && device.has_halves();
                     outcome
                 }
                 Check::Step(_, step) => step(&device),
@@ -112,6 +119,7 @@ impl Check {
                 worst,
                 outcome,
                 met,
+                halves,
             })
         })
     }
@@ -153,15 +161,16 @@ impl Row {
         let mut errors = Vec::new();
         for (how, options) in OPENINGS {
             let first = form.map_or(Forms::Fixed, Forms::Named);
-            let mut left = vec![first];
-            while let Some(forms) = left.pop() {
+            let mut left = vec![(first, Precision::F32)];
+            while let Some((forms, precision)) = left.pop() {
                 let options = GpuOptions { forms, ..options };
                 let compared = check
-                    .run(adapter, options)
+                    .run(adapter, (options, precision))
                     .unwrap_or_else(|error| Compared {
                         worst: Worst::new(),
                         outcome: Err(error),
                         met: Met::new(),
+                        halves: false,
                     });
                 match compared.outcome {
                     Err(error) => errors.push(format!("{how}: {error:#}")),
@@ -178,10 +187,16 @@ impl Row {
                     row.launches += launches;
                     row.worst_relative_error = row.worst_relative_error.max(error);
                 }
+                if precision == Precision::F16 {
+                    continue;
+                }
+                if compared.halves {
+                    left.push((forms, Precision::F16));
+                }
                 if forms == Forms::Fixed {
                     let met = compared.met.into_iter();
                     let possible = met.filter(|&(_, bare)| bare || !options.bare);
-                    left.extend(possible.map(|(name, _)| Forms::Named(name)));
+                    left.extend(possible.map(|(name, _)| (Forms::Named(name), precision)));
                 }
             }
         }

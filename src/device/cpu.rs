@@ -3,9 +3,12 @@
 use super::stream::MAX_BINDINGS;
 use super::timing::{Clock, Times, plausible};
 use super::{
-    Args, Counters, Device, DeviceInfo, Memory as Bytes, Reading, Slice, Stream, Word, threads,
+    Access, Args, Counters, Device, DeviceInfo, Launch, Memory as Bytes, Reading, Slice, Stream,
+    Word, threads,
 };
 use anyhow::{Result, anyhow};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -25,6 +28,8 @@ struct State {
     free: Vec<u32>,
     counters: Counters,
     held: Bytes,
+    /// f16 operands of the launch being run, as f32; by binding.
+    widened: [Vec<f32>; MAX_BINDINGS],
 }
 
 impl State {
@@ -34,7 +39,9 @@ impl State {
         lines[word.offset as usize / 16].0[word.offset as usize % 16]
     }
 
+    /// Where a slice of words lies.
     fn pointer(&mut self, slice: Slice) -> *mut u32 {
+        debug_assert!(!slice.half);
         let memory = self.buffers[slice.buffer as usize]
             .as_mut()
             .expect("buffer is alive");
@@ -46,6 +53,39 @@ impl State {
                 .as_mut_ptr()
                 .cast::<u32>()
                 .add(slice.offset as usize)
+        }
+    }
+
+    /// The elements of an f16 slice.
+    fn halves(&mut self, slice: Slice) -> &mut [f16] {
+        let pointer = self.pointer(slice.words()).cast();
+        // SAFETY: words hold two elements each, `&mut self` makes the view exclusive, and every pattern is an f16.
+        unsafe { std::slice::from_raw_parts_mut(pointer, slice.len as usize) }
+    }
+
+    /// What the twin sees of binding `index`: twins compute in f32, so halves are widened for them.
+    fn operand(&mut self, launch: &Launch, index: usize) -> (*mut u32, usize) {
+        let slice = launch.slices()[index];
+        if !slice.half {
+            return (self.pointer(slice), slice.len as usize);
+        }
+        let mut widened = std::mem::take(&mut self.widened[index]);
+        widened.resize(slice.len as usize, 0.0);
+        self.halves(slice).convert_to_f32_slice(&mut widened);
+        let pointer = widened.as_mut_ptr().cast();
+        self.widened[index] = widened;
+        (pointer, slice.len as usize)
+    }
+
+    /// Rounds what the twin wrote to f16 outputs.
+    fn narrow(&mut self, launch: &Launch) {
+        let bindings = launch.kernel.bindings.iter().zip(launch.slices());
+        for (index, (binding, &slice)) in bindings.enumerate() {
+            if slice.half && binding.access == Access::Out {
+                let widened = std::mem::take(&mut self.widened[index]);
+                self.halves(slice).convert_from_f32_slice(&widened);
+                self.widened[index] = widened;
+            }
         }
     }
 }
@@ -82,11 +122,12 @@ impl Cpu {
         for launch in &stream.launches {
             let launch = &launch.resolved(|word| state.word(word));
             let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
-            for (slot, &slice) in memory.iter_mut().zip(launch.slices()) {
-                *slot = (state.pointer(slice), slice.len as usize);
+            for index in 0..launch.slices().len() {
+                memory[index] = state.operand(launch, index);
             }
             // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
             (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
+            state.narrow(launch);
             after();
         }
     }
@@ -128,6 +169,7 @@ impl Device for Cpu {
     }
 
     fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
+        let to = to.words();
         assert!(data.len() <= to.len as usize);
         let mut state = self.state.lock().unwrap();
         state.counters.bytes_uploaded += 4 * data.len() as u64;
@@ -141,7 +183,8 @@ impl Device for Cpu {
         let mut state = self.state.lock().unwrap();
         let words = from
             .iter()
-            .map(|&slice| {
+            .map(|slice| {
+                let slice = slice.words();
                 state.counters.bytes_read_back += 4 * slice.len as u64;
                 let pointer = state.pointer(slice);
                 // SAFETY: as in `write`.

@@ -6,11 +6,15 @@ use super::{
     Stream, Type,
 };
 use anyhow::{Result, bail};
+use half::f16;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// Largest relative error (by norm, see [`relative_error`]) one launch may show.
 pub const TOLERANCE: f64 = 2e-5;
+
+/// The same for outputs stored as f16, which GPUs may round either way: one unit in the last place.
+pub const HALF_TOLERANCE: f64 = 1.0 / 1024.0;
 
 /// Relative error of `got` against `want` by the Euclidean norm, in f64. Equal bits count as equal, so infinities and
 /// mask constants may be compared; a NaN or infinity on one side only gives infinity.
@@ -64,44 +68,72 @@ impl Lockstep {
     }
 }
 
-/// Integers must be equal: the fraction that differ. Floats by [`relative_error`].
-fn difference(ty: Type, want: &[u32], got: &[u32]) -> f64 {
-    match ty {
-        Type::F32 => relative_error(bytemuck::cast_slice(want), bytemuck::cast_slice(got)),
-        Type::U32 => {
-            let wrong = want.iter().zip(got).filter(|(a, b)| a != b).count();
-            wrong as f64 / want.len() as f64
+/// What the words of an output hold.
+enum Elements {
+    Integers,
+    Floats,
+    Halves,
+}
+
+impl Elements {
+    fn of(ty: Type, slice: Slice) -> Elements {
+        match (ty, slice.half) {
+            (Type::U32, _) => Elements::Integers,
+            (_, false) => Elements::Floats,
+            (_, true) => Elements::Halves,
         }
+    }
+
+    fn tolerance(&self) -> f64 {
+        match self {
+            Elements::Halves => HALF_TOLERANCE,
+            _ => TOLERANCE,
+        }
+    }
+
+    fn floats(&self, words: &[u32]) -> Vec<f32> {
+        match self {
+            Elements::Halves => widened(words),
+            _ => bytemuck::cast_slice(words).to_vec(),
+        }
+    }
+
+    /// Integers must be equal: the fraction that differ. Floats by [`relative_error`].
+    fn difference(&self, want: &[u32], got: &[u32]) -> f64 {
+        match self {
+            Elements::Integers => {
+                let wrong = want.iter().zip(got).filter(|(a, b)| a != b).count();
+                wrong as f64 / want.len() as f64
+            }
+            _ => relative_error(&self.floats(want), &self.floats(got)),
+        }
+    }
+
+    /// The element that differs most.
+    fn worst(&self, want: &[u32], got: &[u32]) -> String {
+        if let Elements::Integers = self {
+            let i = want.iter().zip(got).position(|(w, g)| w != g).unwrap_or(0);
+            return format!("element {i}: {} on the CPU, {} here", want[i], got[i]);
+        }
+        let (want, got) = (self.floats(want), self.floats(got));
+        let size = |i: usize| {
+            let d = (want[i] as f64 - got[i] as f64).abs();
+            match want[i].to_bits() == got[i].to_bits() {
+                true => 0.0,
+                false if d.is_nan() => f64::INFINITY,
+                false => d,
+            }
+        };
+        let worst = (0..want.len()).max_by(|&a, &b| size(a).total_cmp(&size(b)));
+        let i = worst.unwrap_or(0);
+        format!("element {i}: {} on the CPU, {} here", want[i], got[i])
     }
 }
 
-/// The element that differs most, in words.
-fn worst_element(ty: Type, want: &[u32], got: &[u32]) -> String {
-    let size = |i: usize| match ty {
-        Type::U32 => (want[i] != got[i]) as u32 as f64,
-        Type::F32 => {
-            let (w, g) = (f32::from_bits(want[i]), f32::from_bits(got[i]));
-            let d = (w as f64 - g as f64).abs();
-            if w.to_bits() == g.to_bits() {
-                0.0
-            } else if d.is_nan() {
-                f64::INFINITY
-            } else {
-                d
-            }
-        }
-    };
-    let i = (0..want.len())
-        .max_by(|&a, &b| size(a).total_cmp(&size(b)))
-        .unwrap_or(0);
-    match ty {
-        Type::U32 => format!("element {i}: {} on the CPU, {} here", want[i], got[i]),
-        Type::F32 => format!(
-            "element {i}: {} on the CPU, {} here",
-            f32::from_bits(want[i]),
-            f32::from_bits(got[i])
-        ),
-    }
+/// Words that hold two f16 each, as f32.
+pub fn widened(words: &[u32]) -> Vec<f32> {
+    let halves: &[u16] = bytemuck::cast_slice(words);
+    halves.iter().map(|&h| f16::from_bits(h).to_f32()).collect()
 }
 
 impl Device for Lockstep {
@@ -155,17 +187,18 @@ impl Device for Lockstep {
             let compared = outputs.iter().zip(&want).zip(&got);
             for (nth, (((i, slice), want), got)) in compared.enumerate() {
                 let binding = &launch.kernel.bindings[*i];
-                let error = difference(binding.ty, want, got);
+                let elements = Elements::of(binding.ty, *slice);
+                let error = elements.difference(want, got);
                 let mut worst = self.worst.lock().unwrap();
                 let entry = worst.entry(name.clone()).or_insert((0.0, 0));
                 entry.0 = entry.0.max(error);
                 entry.1 += (nth == 0) as u64;
-                if error > TOLERANCE {
+                if error > elements.tolerance() {
                     bail!(
                         "launch {number} of {}: kernel {name}, output `{}` differs by {error:.1e} ({})",
                         stream.launches.len(),
                         binding.name,
-                        worst_element(binding.ty, want, got)
+                        elements.worst(want, got)
                     );
                 }
                 // Go on from the reference's bits, so that each launch answers for itself alone.
@@ -173,6 +206,10 @@ impl Device for Lockstep {
             }
         }
         Ok(())
+    }
+
+    fn has_halves(&self) -> bool {
+        self.subject.has_halves()
     }
 
     fn counters(&self) -> Counters {

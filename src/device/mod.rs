@@ -29,8 +29,8 @@ use timing::Times;
 pub use cost::Cost;
 pub use size::{Size, Word};
 pub use stream::{
-    Access, Args, Binding, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Pushed, Slice,
-    Stream, Type,
+    Access, Args, Binding, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Precision, Pushed,
+    Slice, Stream, Type,
 };
 
 pub use tuning::Choices;
@@ -136,6 +136,11 @@ pub trait Device: Send + Sync {
     /// Runs the launches in order, waits for them, and says how long each took. Slower than [`Device::run`].
     fn time(&self, stream: &Stream) -> Result<Times> {
         timing::by_wall_clock(self, stream)
+    }
+
+    /// Whether launches may bind f16 slices ([`Slice::halves`]).
+    fn has_halves(&self) -> bool {
+        true
     }
 
     fn counters(&self) -> Counters;
@@ -285,6 +290,7 @@ impl Buffer {
             buffer: self.id,
             offset: offset as u32,
             len: len as u32,
+            half: false,
         }
     }
 

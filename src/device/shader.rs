@@ -1,6 +1,8 @@
-//! Shader text as a driver gets it: includes expanded.
+//! Shader text as a driver gets it: element types named, includes expanded.
 
+use super::{Binding, Type};
 use anyhow::{Result, anyhow};
+use std::fmt::Write;
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
@@ -34,8 +36,25 @@ const INCLUDES: &[(&str, &str)] = &[
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 
+/// The text of a shader whose bindings of [`Type::Real`] hold f16 where `halves` has their bit, else f32: `x_t` is the
+/// element type of `x`. Errors: an unknown include.
+pub fn text(source: &str, bindings: &[Binding], halves: u32) -> Result<String> {
+    let mut text = String::new();
+    if halves != 0 {
+        text.push_str("enable f16;\n");
+    }
+    for (i, binding) in bindings.iter().enumerate() {
+        if binding.ty == Type::Real {
+            let ty = if halves >> i & 1 == 1 { "f16" } else { "f32" };
+            let _ = writeln!(text, "alias {}_t = {ty};", binding.name);
+        }
+    }
+    text.push_str(&expand_includes(source)?);
+    Ok(text)
+}
+
 /// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
-pub fn expand_includes(source: &str) -> Result<String> {
+fn expand_includes(source: &str) -> Result<String> {
     let mut out = String::with_capacity(source.len() + 1024);
     for line in source.lines() {
         match line.strip_prefix("//!include ") {

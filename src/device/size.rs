@@ -17,7 +17,7 @@ pub struct Word {
 impl Word {
     /// The word at `index` of `slice`.
     pub fn at(slice: Slice, index: usize) -> Word {
-        assert!(index < slice.len as usize);
+        assert!(index < slice.len as usize && !slice.half);
         Word {
             buffer: slice.buffer,
             offset: slice.offset + index as u32,

@@ -14,11 +14,39 @@ pub enum Access {
     Out,
 }
 
-/// The element type a binding is compared as.
+/// The element type of a binding or parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     F32,
     U32,
+    /// f32, or f16 where the launch binds a [`Slice::half`]: storage only, a kernel computes in f32. In the shader the
+    /// element type of a binding `x` is called `x_t` ([`super::shader::text`]); twins see f32 always.
+    Real,
+}
+
+/// How what may be either ([`Type::Real`]) is stored. Sums are f32 in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Precision {
+    F32,
+    F16,
+}
+
+impl Precision {
+    /// Words that `n` elements take.
+    pub fn words(self, n: usize) -> usize {
+        match self {
+            Precision::F32 => n,
+            Precision::F16 => n.div_ceil(2),
+        }
+    }
+
+    /// A slice of words as elements.
+    pub fn of(self, words: Slice) -> Slice {
+        match self {
+            Precision::F32 => words,
+            Precision::F16 => words.halves(),
+        }
+    }
 }
 
 /// One storage binding: `@group(0) @binding(1 + its index)` under the same name in the shader.
@@ -41,7 +69,7 @@ pub struct Param {
 pub struct Kernel {
     /// Unique; `NAME` or `NAME_form` of `shaders/NAME.wgsl`.
     pub name: &'static str,
-    /// WGSL text, includes not yet expanded (see [`super::shader::expand_includes`]).
+    /// WGSL text, not yet as a driver gets it (see [`super::shader::text`]).
     pub source: &'static str,
     pub entry: &'static str,
     /// Override constants of this form.
@@ -143,27 +171,60 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// Part of a buffer: `len` words from `offset`. Plain data; the owner is a [`super::Buffer`].
+/// Part of a buffer: `len` elements from `offset`, which are words unless they are halves of words. Plain data; the owner
+/// is a [`super::Buffer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
     pub buffer: u32,
     pub offset: u32,
     pub len: u32,
+    /// Its elements are f16.
+    pub half: bool,
 }
 
 impl Slice {
-    /// The first `len` words of this slice.
+    /// The same memory as f16, two to a word.
+    pub fn halves(self) -> Slice {
+        assert!(!self.half);
+        Slice {
+            offset: 2 * self.offset,
+            len: 2 * self.len,
+            half: true,
+            ..self
+        }
+    }
+
+    /// The same memory as words; an odd last half counts as one.
+    pub fn words(self) -> Slice {
+        match self.half {
+            false => self,
+            true => Slice {
+                offset: self.offset / 2,
+                len: self.len.div_ceil(2),
+                half: false,
+                ..self
+            },
+        }
+    }
+
+    /// Bytes of an element.
+    pub fn width(self) -> u64 {
+        if self.half { 2 } else { 4 }
+    }
+
+    /// The first `len` elements of this slice.
     pub fn first(self, len: usize) -> Slice {
-        assert!(len <= self.len as usize, "{len} words of {}", self.len);
+        assert!(len <= self.len as usize, "{len} elements of {}", self.len);
         Slice {
             len: len as u32,
             ..self
         }
     }
 
-    /// `len` words from word `from` (a multiple of [`ALIGN_WORDS`]) of this slice.
+    /// `len` elements from element `from` (a multiple of [`ALIGN_WORDS`] words) of this slice.
     pub fn part(self, from: usize, len: usize) -> Slice {
-        assert!(from.is_multiple_of(ALIGN_WORDS) && from + len <= self.len as usize);
+        let aligned = ALIGN_WORDS * (1 + self.half as usize);
+        assert!(from.is_multiple_of(aligned) && from + len <= self.len as usize);
         Slice {
             offset: self.offset + from as u32,
             len: len as u32,
@@ -171,15 +232,14 @@ impl Slice {
         }
     }
 
-    /// Without its first `from` words (a multiple of [`ALIGN_WORDS`]).
+    /// Without its first `from` elements (a multiple of [`ALIGN_WORDS`] words).
     pub fn skip(self, from: usize) -> Slice {
         self.part(from, self.len as usize - from)
     }
 
     fn overlaps(self, other: Slice) -> bool {
-        self.buffer == other.buffer
-            && self.offset < other.offset + other.len
-            && other.offset < self.offset + self.len
+        let (a, b) = (self.words(), other.words());
+        a.buffer == b.buffer && a.offset < b.offset + b.len && b.offset < a.offset + a.len
     }
 }
 
@@ -235,6 +295,17 @@ impl Launch {
 
     pub fn slices(&self) -> &[Slice] {
         &self.slices[..self.kernel.bindings.len()]
+    }
+
+    /// Which bindings hold f16, one bit each.
+    pub fn halves(&self) -> u32 {
+        let slices = self.slices().iter().enumerate();
+        slices.map(|(i, slice)| (slice.half as u32) << i).sum()
+    }
+
+    /// Bytes of an element of binding `index`.
+    pub fn width(&self, index: usize) -> u64 {
+        self.slices()[index].width()
     }
 
     /// The floor of this launch; an upper bound of it where the device knows a length.
@@ -343,7 +414,9 @@ impl Stream {
         );
         for (i, (a, slice)) in kernel.bindings.iter().zip(slices).enumerate() {
             assert!(
-                (slice.offset as usize).is_multiple_of(ALIGN_WORDS) && slice.len > 0,
+                (slice.words().offset as usize).is_multiple_of(ALIGN_WORDS)
+                    && slice.len > 0
+                    && (!slice.half || a.ty == Type::Real),
                 "{}.{}: bad slice {slice:?}",
                 kernel.name,
                 a.name

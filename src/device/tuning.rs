@@ -40,6 +40,8 @@ pub struct Class {
     kernel: &'static str,
     /// Forms to choose from, one bit each.
     pub candidates: u32,
+    /// Bindings that hold f16, one bit each.
+    halves: u32,
     /// For each integer parameter, bits needed to count to it.
     sizes: [u8; LOOKED_AT],
 }
@@ -54,6 +56,7 @@ impl Class {
         Class {
             kernel: launch.kernel.name,
             candidates: launch.kernel.fitting(launch.params()) & offered,
+            halves: launch.halves(),
             sizes,
         }
     }
@@ -64,6 +67,9 @@ impl Class {
         let names = kernel.params.iter().filter(|p| p.ty == Type::U32);
         for (param, size) in names.zip(self.sizes) {
             let _ = write!(text, " {} {}", param.name, 1u64 << size);
+        }
+        for binding in bits(self.halves) {
+            let _ = write!(text, " {} f16", kernel.bindings[binding].name);
         }
         text.push(':');
         for form in bits(self.candidates) {

@@ -74,7 +74,7 @@ pub static FORWARD: Kernel = Kernel {
         }),
     ],
     params: Params::FIELDS,
-    bindings: bindings![rows: In U32, parent: In U32, q: In F32, kv: In F32, o: Out F32, lse: Out F32],
+    bindings: bindings![rows: In U32, parent: In U32, q: In Real, kv: In Real, o: Out Real, lse: Out F32],
     twin: twin::forward,
     cost: forward_cost,
 };
@@ -86,7 +86,7 @@ pub static DELTA: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: DeltaParams::FIELDS,
-    bindings: bindings![o: In F32, d_o: In F32, delta: Out F32],
+    bindings: bindings![o: In Real, d_o: In Real, delta: Out F32],
     twin: twin::delta,
     cost: delta_cost,
 };
@@ -108,7 +108,7 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
     ],
     params: Params::FIELDS,
     bindings: bindings![
-        rows: In U32, parent: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dq: Out F32
+        rows: In U32, parent: In U32, q: In Real, kv: In Real, lse: In F32, d_o: In Real, delta: In F32, dq: Out Real
     ],
     twin: twin::backward_query,
     cost: backward_query_cost,
@@ -131,7 +131,7 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
     ],
     params: KeyValueParams::FIELDS,
     bindings: bindings![
-        rows: In U32, q: In F32, kv: In F32, lse: In F32, d_o: In F32, delta: In F32, dkv: Out F32
+        rows: In U32, q: In Real, kv: In Real, lse: In F32, d_o: In Real, delta: In F32, dkv: Out Real
     ],
     twin: twin::backward_key_value,
     cost: backward_key_value_cost,
@@ -325,14 +325,14 @@ impl Case {
             },
             rows: h.u32("rows", bytemuck::cast_slice(rows)),
             parent: h.u32("parent", parent),
-            q: h.random("q", q),
-            kv: h.random("kv", parent.len() * dims.kv_width()),
-            o: h.random("o", q),
+            q: h.real("q", q),
+            kv: h.real("kv", parent.len() * dims.kv_width()),
+            o: h.real("o", q),
             lse: h.random("lse", lse),
-            d_o: h.random("d_o", q),
+            d_o: h.real("d_o", q),
             delta: h.random("delta", lse),
-            dq: h.random("dq", q),
-            dkv: h.random("dkv", dims.tokens * dims.kv_width()),
+            dq: h.real("dq", q),
+            dkv: h.real("dkv", dims.tokens * dims.kv_width()),
         }
     }
 

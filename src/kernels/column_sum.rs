@@ -20,7 +20,7 @@ pub static COLUMN_SUM: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: Params::FIELDS,
-    bindings: bindings![x: In F32, out: Out F32],
+    bindings: bindings![x: In Real, out: Out F32],
     twin,
     cost,
 };
@@ -86,7 +86,7 @@ const SHAPES: [(usize, usize); 7] = [
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (rows, columns) in SHAPES {
         for accumulate in [false, true] {
-            let (x, out) = (h.random("x", rows * columns), h.random("out", columns));
+            let (x, out) = (h.real("x", rows * columns), h.random("out", columns));
             column_sum(
                 h.stream(),
                 x.slice(),
@@ -117,7 +117,7 @@ mod tests {
         devices::each(|h| {
             for (rows, columns) in SHAPES {
                 for accumulate in [false, true] {
-                    let (x, out) = (h.random("x", rows * columns), h.random("out", columns));
+                    let (x, out) = (h.real("x", rows * columns), h.random("out", columns));
                     column_sum(
                         h.stream(),
                         x.slice(),

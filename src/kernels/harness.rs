@@ -1,11 +1,12 @@
 //! What kernel tests and `vstar validate` share: buffers with sentinels around them, random data from the counter-based
 //! generator, and comparisons in f64 that carry their own negative control.
 
-use crate::device::lockstep::Lockstep;
+use crate::device::lockstep::{HALF_TOLERANCE, Lockstep, widened};
 use crate::device::tuning::{self, bits};
-use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Slice, Stream};
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Precision, Slice, Stream};
 use crate::rng::{self, Rng};
 use anyhow::{Result, ensure};
+use half::f16;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,19 +19,33 @@ pub struct TestBuffer {
     buffer: Buffer,
     /// What it held at first.
     pub words: Vec<u32>,
+    /// Elements, and how they are stored.
+    len: usize,
+    precision: Precision,
 }
 
 impl TestBuffer {
     pub fn slice(&self) -> Slice {
-        self.buffer.slice(ALIGN_WORDS, self.words.len())
+        let words = self.buffer.slice(ALIGN_WORDS, self.words.len());
+        self.precision.of(words).first(self.len)
     }
 
     /// What it held at first, as f64.
     pub fn f64(&self) -> Vec<f64> {
-        self.words
-            .iter()
-            .map(|&w| f32::from_bits(w) as f64)
+        self.floats(&self.words)
+            .into_iter()
+            .map(f64::from)
             .collect()
+    }
+
+    /// Its words as numbers.
+    fn floats(&self, words: &[u32]) -> Vec<f32> {
+        let mut floats = match self.precision {
+            Precision::F32 => bytemuck::cast_slice(words).to_vec(),
+            Precision::F16 => widened(words),
+        };
+        floats.truncate(self.len);
+        floats
     }
 }
 
@@ -40,6 +55,9 @@ pub struct Harness {
     stream: Stream,
     draws: Rng,
     runs: u64,
+    precision: Precision,
+    /// Whether some buffer's precision mattered.
+    reals: bool,
     /// By kernel and form, as [`Met`].
     met: BTreeMap<(&'static str, &'static str), bool>,
 }
@@ -50,8 +68,15 @@ pub type Met = BTreeMap<&'static str, bool>;
 
 impl Harness {
     pub fn new(device: DeviceRef) -> Self {
+        Self::with_precision(device, Precision::F32)
+    }
+
+    /// One whose [`Harness::real`] buffers hold numbers of that precision.
+    pub fn with_precision(device: DeviceRef, precision: Precision) -> Self {
         Harness {
             device,
+            precision,
+            reals: false,
             stream: Stream::new(),
             draws: Rng::new(1, rng::Stream::Test, 0, 0),
             runs: 0,
@@ -69,6 +94,11 @@ impl Harness {
 
     pub fn draws(&mut self) -> &mut Rng {
         &mut self.draws
+    }
+
+    /// Whether other things are seen with another precision.
+    pub fn has_reals(&self) -> bool {
+        self.reals
     }
 
     /// Streams run so far.
@@ -116,6 +146,33 @@ impl Harness {
             name,
             buffer,
             words: words.to_vec(),
+            len: words.len(),
+            precision: Precision::F32,
+        }
+    }
+
+    /// `n` standard normal values as kernels store what may be f32 or f16.
+    pub fn real(&mut self, name: &'static str, n: usize) -> TestBuffer {
+        self.reals = true;
+        let values: Vec<f32> = (0..n).map(|_| self.draws.normal()).collect();
+        self.stored(name, &values)
+    }
+
+    /// `values` so stored, or the nearest that can be.
+    pub fn stored(&mut self, name: &'static str, values: &[f32]) -> TestBuffer {
+        let precision = self.precision;
+        let words = match precision {
+            Precision::F32 => bytemuck::cast_slice(values).to_vec(),
+            Precision::F16 => {
+                let half = |v: Option<&f32>| f16::from_f32(v.copied().unwrap_or(0.0)).to_bits();
+                let pair = |v: &[f32]| half(v.first()) as u32 | (half(v.get(1)) as u32) << 16;
+                values.chunks(2).map(pair).collect::<Vec<u32>>()
+            }
+        };
+        TestBuffer {
+            len: values.len(),
+            precision,
+            ..self.u32(name, &words)
         }
     }
 
@@ -160,16 +217,27 @@ impl Harness {
                 }
             );
         }
+        let spare = buffer.precision == Precision::F16 && !buffer.len.is_multiple_of(2);
+        ensure!(
+            !spare || image[end - 1] >> 16 == 0,
+            "buffer `{}`: written one element outside its bounds",
+            buffer.name
+        );
         Ok(image[ALIGN_WORDS..end].to_vec())
     }
 
     pub fn read_f32(&self, buffer: &TestBuffer) -> Result<Vec<f32>> {
-        Ok(bytemuck::cast_vec(self.read_u32(buffer)?))
+        Ok(buffer.floats(&self.read_u32(buffer)?))
     }
 
     /// Asserts that the buffer equals `want` within `tolerance` by relative norm, in f64, that its sentinels stand, and
-    /// that one corrupted element would have failed this very comparison.
+    /// that one corrupted element would have failed this very comparison. What is stored as f16 may be off by one unit in
+    /// the last place.
     pub fn expect(&self, buffer: &TestBuffer, want: &[f64], tolerance: f64) {
+        let tolerance = match buffer.precision {
+            Precision::F32 => tolerance,
+            Precision::F16 => HALF_TOLERANCE,
+        };
         let got = self.read_f32(buffer).expect("sentinels");
         let error = relative_error(want, &got);
         assert!(
@@ -293,8 +361,12 @@ pub mod devices {
     pub fn each(body: impl Fn(&mut Harness)) {
         let mut cpu = Harness::new(Arc::new(Cpu::new()));
         body(&mut cpu);
-        for options in openings(&cpu.met()) {
-            body(&mut Harness::new(gpu(options)));
+        if cpu.has_reals() {
+            let cpu = Arc::new(Cpu::new());
+            body(&mut Harness::with_precision(cpu, Precision::F16));
+        }
+        for (options, precision) in openings(&cpu) {
+            body(&mut Harness::with_precision(gpu(options), precision));
         }
     }
 
@@ -303,23 +375,34 @@ pub mod devices {
         let mut cpu = Harness::new(Arc::new(Cpu::new()));
         cases(&mut cpu).unwrap();
         assert!(cpu.runs() > 0, "no case ran");
-        for options in openings(&cpu.met()) {
-            let mut harness = Harness::new(lockstep_pair(gpu(options)));
-            let outcome = cases(&mut harness);
-            outcome.unwrap_or_else(|error| panic!("{:?}: {error:#}", options.forms));
+        for (options, precision) in openings(&cpu) {
+            let pair = lockstep_pair(gpu(options));
+            let outcome = cases(&mut Harness::with_precision(pair, precision));
+            outcome.unwrap_or_else(|e| panic!("{:?}, {precision:?}: {e:#}", options.forms));
         }
     }
 
-    /// How to open the GPU to see everything that these forms do.
-    fn openings(met: &Met) -> Vec<GpuOptions> {
-        if met.is_empty() {
-            return vec![BARE, UNCHECKED];
+    /// How to open the GPU, and what to store, to see everything that the forms met on the CPU do. f16 needs a feature, so
+    /// it is not bare.
+    fn openings(cpu: &Harness) -> Vec<(GpuOptions, Precision)> {
+        let (f32, f16) = (Precision::F32, Precision::F16);
+        let met = cpu.met();
+        let mut forms: Vec<_> = met
+            .iter()
+            .map(|(&name, &bare)| (Forms::Named(name), bare))
+            .collect();
+        if forms.is_empty() {
+            forms.push((Forms::Fixed, true));
         }
-        let forms = met.iter().map(|(&name, &bare)| (Forms::Named(name), bare));
         forms
+            .into_iter()
             .flat_map(|(forms, bare)| {
-                let bare = bare.then_some(GpuOptions { forms, ..BARE });
-                [Some(GpuOptions { forms, ..UNCHECKED }), bare]
+                let unchecked = GpuOptions { forms, ..UNCHECKED };
+                [
+                    Some((unchecked, f32)),
+                    cpu.has_reals().then_some((unchecked, f16)),
+                    bare.then_some((GpuOptions { forms, ..BARE }, f32)),
+                ]
             })
             .flatten()
             .collect()

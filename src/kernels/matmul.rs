@@ -199,7 +199,7 @@ const fn kernel(
         constants,
         forms,
         params: Params::FIELDS,
-        bindings: bindings![a: In F32, b: In F32, bias: In F32, c: Out F32],
+        bindings: bindings![a: In Real, b: In Real, bias: In Real, c: Out Real],
         twin,
         cost,
     }
@@ -337,8 +337,8 @@ const SHAPES: [Dims; 11] = [
 pub fn cases(h: &mut Harness) -> Result<()> {
     for dims in SHAPES {
         let Dims { m, n, k } = dims;
-        let (a, b) = (h.random("a", m * k), h.random("b", n * k));
-        let (bias, c) = (h.random("bias", n), h.random("c", m * n));
+        let (a, b) = (h.real("a", m * k), h.real("b", n * k));
+        let (bias, c) = (h.real("bias", n), h.real("c", m * n));
         for form in [Form::NT, Form::NN, Form::TN] {
             for accumulate in [false, true] {
                 matmul(
@@ -360,7 +360,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             c.slice(),
             dims,
         );
-        let residual = h.random("residual", m * n);
+        let residual = h.real("residual", m * n);
         let (x, w, r) = (a.slice(), b.slice(), residual.slice());
         linear_onto(h.stream(), x, w, r, c.slice(), dims);
         h.run()?;
@@ -399,10 +399,10 @@ mod tests {
         devices::each(|h| {
             for dims in SHAPES {
                 let Dims { m, n, k } = dims;
-                let (a, b) = (h.random("a", m * k), h.random("b", n * k));
-                let bias = h.random("bias", n);
+                let (a, b) = (h.real("a", m * k), h.real("b", n * k));
+                let bias = h.real("bias", n);
                 for form in [Form::NT, Form::NN, Form::TN] {
-                    let [fresh, grown] = [h.random("fresh", m * n), h.random("grown", m * n)];
+                    let [fresh, grown] = [h.real("fresh", m * n), h.real("grown", m * n)];
                     matmul(
                         h.stream(),
                         form,
@@ -427,12 +427,12 @@ mod tests {
                     let sum: Vec<f64> = want.iter().zip(grown.f64()).map(|(x, y)| x + y).collect();
                     h.expect(&grown, &sum, 2e-6);
                 }
-                let [with, without] = [h.random("with", m * n), h.random("without", m * n)];
+                let [with, without] = [h.real("with", m * n), h.real("without", m * n)];
                 let (x, w) = (a.slice(), b.slice());
                 linear(h.stream(), x, w, Some(bias.slice()), with.slice(), dims);
                 linear(h.stream(), x, w, None, without.slice(), dims);
-                let residual = h.random("residual", m * n);
-                let onto = h.random("onto", m * n);
+                let residual = h.real("residual", m * n);
+                let onto = h.real("onto", m * n);
                 let (r, y) = (residual.slice(), onto.slice());
                 linear_onto(h.stream(), x, w, r, y, dims);
                 h.run().unwrap();

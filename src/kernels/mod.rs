@@ -190,40 +190,37 @@ mod tests {
     use super::*;
     use crate::device::cpu::Cpu;
     use crate::device::recorder::Recorder;
-    use crate::device::shader::expand_includes;
-    use crate::device::{Access, Type};
+    use crate::device::shader;
+    use crate::device::{Access, Binding, Type};
     use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
+    /// As a host declares it; `Real` for f16.
     fn scalar_type(scalar: Scalar) -> Type {
-        match scalar.kind {
-            ScalarKind::Float => Type::F32,
+        match (scalar.kind, scalar.width) {
+            (ScalarKind::Float, 2) => Type::Real,
+            (ScalarKind::Float, _) => Type::F32,
             _ => Type::U32,
         }
     }
 
     /// The shader's own declarations against the host's: parameter names, types and offsets; binding names, numbers,
-    /// access and element types; workgroup size and memory within the default limits.
+    /// access and element types; workgroup size and memory within the default limits. Every form, with f32 and with f16
+    /// in what may hold either.
     fn check(kernel: &Kernel) {
-        check_text(
-            kernel,
-            PORTABLE,
-            kernel.source,
-            kernel.entry,
-            kernel.constants,
-            0,
-        );
-        for form in kernel.forms {
-            let (source, entry) = (form.source, form.entry);
-            check_text(
-                kernel,
-                form.name,
-                source,
-                entry,
-                form.constants,
-                form.subgroup,
-            );
+        let real = |b: &Binding| b.ty == Type::Real;
+        let bindings = kernel.bindings.iter().enumerate();
+        let halves: u32 = bindings.map(|(i, b)| (real(b) as u32) << i).sum();
+        for halves in BTreeSet::from([0, halves]) {
+            let (source, entry) = (kernel.source, kernel.entry);
+            let text = (PORTABLE, source, entry, kernel.constants, 0);
+            check_text(kernel, text, halves);
+            for form in kernel.forms {
+                let (source, entry) = (form.source, form.entry);
+                let text = (form.name, source, entry, form.constants, form.subgroup);
+                check_text(kernel, text, halves);
+            }
         }
         let mut names: Vec<_> = kernel.forms.iter().map(|form| form.name).collect();
         names.push(PORTABLE);
@@ -239,14 +236,11 @@ mod tests {
 
     fn check_text(
         kernel: &Kernel,
-        form: &str,
-        source: &str,
-        entry: &str,
-        constants: &[(&str, f64)],
-        subgroup: u32,
+        (form, source, entry, constants, subgroup): (&str, &str, &str, &[(&str, f64)], u32),
+        halves: u32,
     ) {
         let name = format!("{}/{form}", kernel.name);
-        let source = expand_includes(source).unwrap();
+        let source = shader::text(source, kernel.bindings, halves).unwrap();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
         naga::valid::Validator::new(
@@ -254,6 +248,9 @@ mod tests {
             match subgroup {
                 0 => naga::valid::Capabilities::empty(),
                 _ => naga::valid::Capabilities::SUBGROUP,
+            } | match halves {
+                0 => naga::valid::Capabilities::empty(),
+                _ => naga::valid::Capabilities::SHADER_FLOAT16,
             },
         )
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -314,7 +311,13 @@ mod tests {
             .bindings
             .iter()
             .enumerate()
-            .map(|(i, b)| ((0, 1 + i as u32), b.name.to_string(), b.access, b.ty))
+            .map(|(i, b)| {
+                let ty = match b.ty {
+                    Type::Real if halves == 0 => Type::F32,
+                    ty => ty,
+                };
+                ((0, 1 + i as u32), b.name.to_string(), b.access, ty)
+            })
             .collect();
         assert_eq!(storage, host, "{name}: bindings");
         assert!(host.len() <= 8, "{name}: more than 8 storage buffers");

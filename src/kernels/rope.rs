@@ -32,7 +32,7 @@ pub static FORWARD: Kernel = Kernel {
     constants: &[],
     forms: &[vec4(include_str!("../../shaders/rope_vec4.wgsl"))],
     params: Params::FIELDS,
-    bindings: bindings![rows: In U32, table: In F32, qk: In F32, qkv: In F32, q: Out F32, kv: Out F32],
+    bindings: bindings![rows: In U32, table: In F32, qk: In Real, qkv: In Real, q: Out Real, kv: Out Real],
     twin: forward_twin,
     cost,
 };
@@ -44,7 +44,7 @@ pub static BACKWARD: Kernel = Kernel {
     constants: &[],
     forms: &[vec4(include_str!("../../shaders/rope_backward_vec4.wgsl"))],
     params: Params::FIELDS,
-    bindings: bindings![rows: In U32, table: In F32, dq: In F32, dkv: In F32, dqkv: Out F32],
+    bindings: bindings![rows: In U32, table: In F32, dq: In Real, dkv: In Real, dqkv: Out Real],
     twin: backward_twin,
     cost,
 };
@@ -283,11 +283,11 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let records = random_rows(h, &slots);
         let rows = h.u32("rows", bytemuck::cast_slice(&records));
         let table = h.f32("table", &table(POSITIONS, dims.head_dim, 10_000.0));
-        let qk = h.random("qk", dims.tokens * dims.qkv_width());
-        let qkv = h.random("qkv", dims.tokens * dims.qkv_width());
-        let q = h.random("q", dims.tokens * dims.q_width());
-        let kv = h.random("kv", 2 * dims.tokens * dims.kv_width());
-        let dqkv = h.random("dqkv", dims.tokens * dims.qkv_width());
+        let qk = h.real("qk", dims.tokens * dims.qkv_width());
+        let qkv = h.real("qkv", dims.tokens * dims.qkv_width());
+        let q = h.real("q", dims.tokens * dims.q_width());
+        let kv = h.real("kv", 2 * dims.tokens * dims.kv_width());
+        let dqkv = h.real("dqkv", dims.tokens * dims.qkv_width());
         let [r, t, qks, qkvs, qs, kvs] = [&rows, &table, &qk, &qkv, &q, &kv].map(|b| b.slice());
         forward(h.stream(), r, t, qks, qkvs, qs, kvs, dims);
         backward(h.stream(), r, t, qs, kvs, dqkv.slice(), dims);
@@ -332,13 +332,13 @@ mod tests {
                 let records = random_rows(h, &slots);
                 let rows = h.u32("rows", bytemuck::cast_slice(&records));
                 let table = h.f32("table", &table(POSITIONS, hd, THETA));
-                let qk = h.random("qk", dims.tokens * dims.qkv_width());
-                let qkv = h.random("qkv", dims.tokens * dims.qkv_width());
-                let q = h.random("q", dims.tokens * dims.q_width());
-                let kv = h.random("kv", 2 * dims.tokens * dims.kv_width());
-                let dq = h.random("dq", dims.tokens * dims.q_width());
-                let dkv = h.random("dkv", dims.tokens * dims.kv_width());
-                let dqkv = h.random("dqkv", dims.tokens * dims.qkv_width());
+                let qk = h.real("qk", dims.tokens * dims.qkv_width());
+                let qkv = h.real("qkv", dims.tokens * dims.qkv_width());
+                let q = h.real("q", dims.tokens * dims.q_width());
+                let kv = h.real("kv", 2 * dims.tokens * dims.kv_width());
+                let dq = h.real("dq", dims.tokens * dims.q_width());
+                let dkv = h.real("dkv", dims.tokens * dims.kv_width());
+                let dqkv = h.real("dqkv", dims.tokens * dims.qkv_width());
                 let [r, t, qks, qkvs] = [&rows, &table, &qk, &qkv].map(|b| b.slice());
                 let s = h.stream();
                 forward(s, r, t, qks, qkvs, q.slice(), kv.slice(), dims);

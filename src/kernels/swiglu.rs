@@ -26,7 +26,7 @@ pub static SWIGLU: Kernel = Kernel {
         |w| Grid((w[0] * w[1] / 4).div_ceil(256)),
     )],
     params: Params::FIELDS,
-    bindings: bindings![gate_up: In F32, out: Out F32],
+    bindings: bindings![gate_up: In Real, out: Out Real],
     twin: forward_twin,
     cost: forward_cost,
 };
@@ -42,7 +42,7 @@ pub static SWIGLU_BACKWARD: Kernel = Kernel {
         |w| Grid((w[0] * w[1] / 4).div_ceil(256)),
     )],
     params: Params::FIELDS,
-    bindings: bindings![gate_up: In F32, d_out: In F32, d_gate_up: Out F32],
+    bindings: bindings![gate_up: In Real, d_out: In Real, d_gate_up: Out Real],
     twin: backward_twin,
     cost: backward_cost,
 };
@@ -139,9 +139,9 @@ fn backward_twin(args: &Args) {
 
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (rows, f) in [(1, 1), (3, 7), (5, 256), (2, 257), (131, 67), (33, 68)] {
-        let (gate_up, out) = (h.random("gate_up", rows * 2 * f), h.random("out", rows * f));
-        let d_out = h.random("d_out", rows * f);
-        let d_gate_up = h.random("d_gate_up", rows * 2 * f);
+        let (gate_up, out) = (h.real("gate_up", rows * 2 * f), h.real("out", rows * f));
+        let d_out = h.real("d_out", rows * f);
+        let d_gate_up = h.real("d_gate_up", rows * 2 * f);
         forward(h.stream(), gate_up.slice(), out.slice(), rows, f);
         backward(
             h.stream(),
@@ -194,9 +194,9 @@ mod tests {
     fn equals_f64() {
         devices::each(|h| {
             for (rows, f) in [(1, 1), (3, 7), (29, 67), (29, 12)] {
-                let (gate_up, out) = (h.random("gate_up", rows * 2 * f), h.random("out", rows * f));
-                let d_out = h.random("d_out", rows * f);
-                let d_gate_up = h.random("d_gate_up", rows * 2 * f);
+                let (gate_up, out) = (h.real("gate_up", rows * 2 * f), h.real("out", rows * f));
+                let d_out = h.real("d_out", rows * f);
+                let d_gate_up = h.real("d_gate_up", rows * 2 * f);
                 forward(h.stream(), gate_up.slice(), out.slice(), rows, f);
                 backward(
                     h.stream(),

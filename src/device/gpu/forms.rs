@@ -258,7 +258,7 @@ impl Gpu {
         let kernel = launch.kernel;
         let mut candidates = state.selection.promising(kernel, class.candidates);
         for form in bits(candidates) {
-            match self.pipeline(state, kernel, form) {
+            match self.pipeline(state, kernel, (form, launch.halves())) {
                 // A driver that does not take this form may take the portable one.
                 Err(_) if form > 0 => candidates &= !(1 << form),
                 outcome => outcome?,
@@ -273,7 +273,7 @@ impl Gpu {
             .map(|(binding, slice)| match binding.access {
                 Access::In => None,
                 Access::Out => {
-                    let bytes = 4 * slice.len as usize;
+                    let bytes = 4 * slice.words().len as usize;
                     Some(new_buffer(&self.device, "measured", bytes, usage))
                 }
             })
@@ -303,8 +303,9 @@ impl Gpu {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             for ((_, slice), copy) in arguments.iter().zip(&copies) {
                 if let Some(copy) = copy {
+                    let slice = slice.words();
                     let (from, bytes) = (4 * slice.offset as u64, 4 * slice.len as u64);
-                    encoder.copy_buffer_to_buffer(original(slice), from, copy, 0, bytes);
+                    encoder.copy_buffer_to_buffer(original(&slice), from, copy, 0, bytes);
                 }
             }
             self.queue.submit([encoder.finish()]);
@@ -315,7 +316,7 @@ impl Gpu {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
-                pass.set_pipeline(&state.pipelines[&(kernel.name, form)]);
+                pass.set_pipeline(&state.pipelines[&(kernel.name, form, launch.halves())]);
                 pass.set_bind_group(0, &group, &[(slot * SLOT_BYTES) as u32]);
                 let [x, y, z] = grid(launch, form).dimensions();
                 for _ in 0..repeats {
@@ -360,7 +361,7 @@ impl State {
     /// Encodes launch `i` of those loaded.
     pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass, i: usize, launch: &Launch) {
         let form = self.selection.forms[i];
-        pass.set_pipeline(&self.pipelines[&(launch.kernel.name, form)]);
+        pass.set_pipeline(&self.pipelines[&(launch.kernel.name, form, launch.halves())]);
         let group = &self.bind_groups[&bind_group_key(launch)];
         pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
         let [x, y, z] = grid(launch, form).dimensions();

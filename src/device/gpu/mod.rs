@@ -132,6 +132,7 @@ impl Gpu {
                 features |= wgpu::Features::SUBGROUP;
                 subgroup = adapter.get_info().subgroup_min_size;
             }
+            features |= adapter.features() & wgpu::Features::SHADER_F16;
             let own = adapter.limits();
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
@@ -292,6 +293,7 @@ impl Device for Gpu {
     }
 
     fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
+        let to = to.words();
         assert!(data.len() <= to.len as usize);
         let mut state = self.state.lock().unwrap();
         state.counters.bytes_uploaded += 4 * data.len() as u64;
@@ -324,6 +326,11 @@ impl Device for Gpu {
             true => self.time_by_timestamps(stream),
             false => by_wall_clock(self, stream),
         }
+    }
+
+    fn has_halves(&self) -> bool {
+        let features = self.device.features();
+        features.contains(wgpu::Features::SHADER_F16)
     }
 
     fn counters(&self) -> Counters {

@@ -1,7 +1,7 @@
 //! Pipelines, made once per form of a kernel, and bind groups, made once per (kernel, buffers).
 
 use super::{Gpu, SLOT_BYTES, State, one_line};
-use crate::device::shader::expand_includes;
+use crate::device::shader;
 use crate::device::stream::{Launch, MAX_BINDINGS};
 use crate::device::{Access, Kernel, Slice};
 use anyhow::{Context, Result, bail};
@@ -14,8 +14,8 @@ pub(super) fn bind_group_key(launch: &Launch) -> BindGroupKey {
     (launch.kernel.name, launch.slices)
 }
 
-/// A kernel and the number of a form of it.
-pub(super) type PipelineKey = (&'static str, usize);
+/// A kernel, the number of a form of it, and which bindings hold f16.
+pub(super) type PipelineKey = (&'static str, usize, u32);
 
 /// What all forms of a kernel share.
 pub(super) struct Layout {
@@ -29,9 +29,9 @@ impl Gpu {
         &self,
         state: &mut State,
         kernel: &'static Kernel,
-        form: usize,
+        (form, halves): (usize, u32),
     ) -> Result<()> {
-        if state.pipelines.contains_key(&(kernel.name, form)) {
+        if state.pipelines.contains_key(&(kernel.name, form, halves)) {
             return Ok(());
         }
         let (source, entry, constants) = match form {
@@ -41,7 +41,8 @@ impl Gpu {
                 (form.source, form.entry, form.constants)
             }
         };
-        let source = expand_includes(source).with_context(|| format!("kernel {}", kernel.name))?;
+        let source = shader::text(source, kernel.bindings, halves)
+            .with_context(|| format!("kernel {}", kernel.name))?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
@@ -85,7 +86,8 @@ impl Gpu {
             );
         }
         state.counters.pipelines_created += 1;
-        state.pipelines.insert((kernel.name, form), pipeline);
+        let key = (kernel.name, form, halves);
+        state.pipelines.insert(key, pipeline);
         Ok(())
     }
 
@@ -132,7 +134,7 @@ impl Gpu {
 
     /// Makes the launch's bind group unless it is cached.
     pub(super) fn prepare(&self, state: &mut State, launch: &Launch, form: usize) -> Result<()> {
-        self.pipeline(state, launch.kernel, form)?;
+        self.pipeline(state, launch.kernel, (form, launch.halves()))?;
         let key = bind_group_key(launch);
         if state.bind_groups.contains_key(&key) {
             return Ok(());
@@ -163,6 +165,7 @@ impl Gpu {
             }),
         }];
         for (i, (buffer, slice)) in buffers.enumerate() {
+            let slice = slice.words();
             let size = match self.options.exposed {
                 true => None,
                 false => wgpu::BufferSize::new(4 * slice.len as u64),

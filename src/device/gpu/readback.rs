@@ -34,6 +34,7 @@ impl Gpu {
     }
 
     pub(super) fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
+        let from: Vec<Slice> = from.iter().map(|s| s.words()).collect();
         let mut state = self.state.lock().unwrap();
         let state = &mut *state;
         let total: usize = from.iter().map(|s| 4 * s.len as usize).sum();
@@ -42,7 +43,7 @@ impl Gpu {
         state.counters.submissions += 1;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let mut at = 0;
-        for slice in from {
+        for slice in &from {
             let buffer = state.buffers[slice.buffer as usize].as_ref();
             let buffer = buffer.expect("buffer is alive");
             let (offset, bytes) = (4 * slice.offset as u64, 4 * slice.len as u64);

@@ -323,7 +323,7 @@ fn training_forwards_and_gradients_match_f64() {
 fn trees_may_lie_apart_and_alone() {
     devices::each(|h| {
         for kind in [Prompt::Causal, Prompt::Full] {
-            for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 2, 6), (4, 1, 64)] {
+            for (heads, kv_heads, head_dim) in [(1, 1, 2), (4, 2, 6), (4, 1, 64)] {
                 let (rows, parent, mut mask, first) = apart(training(h.draws(), 7, kind));
                 let dims = dims(&rows, heads, kv_heads, head_dim);
                 let case = Case::new(h, &rows, &parent, dims);
