@@ -4,7 +4,7 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
-@group(0) @binding(4) var<storage, read> dy: array<f32>;
+@group(0) @binding(4) var<storage, read> dy: array<dy_t>;
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
 
 //!include grid
@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let at = (v / p.per_row) * p.stride + p.offset + (v % p.per_row) * p.dim;
     var sum = 0.0;
     for (var j = lane; j < p.dim; j += LANES) {
-        sum = fma(dy[at + j] * w[j], x[at + j], sum);
+        sum = fma(f32(dy[at + j]) * w[j], x[at + j], sum);
     }
     partial[lane] = sum;
     workgroupBarrier();
@@ -33,7 +33,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let r = rstd[v];
     let pull = r * r * product / f32(p.dim);
     for (var j = lane; j < p.dim; j += LANES) {
-        var g = r * (w[j] * dy[at + j] - x[at + j] * pull);
+        var g = r * (w[j] * f32(dy[at + j]) - x[at + j] * pull);
         if p.accumulate != 0u {
             g += dx[at + j];
         }

@@ -15,8 +15,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::Path;
-use vstar::device::DeviceRef;
 use vstar::device::lockstep::relative_error;
+use vstar::device::{DeviceRef, Precision};
 use vstar::learn::probe;
 use vstar::learn::tensors::Output;
 use vstar::model::checkpoint::Init;
@@ -48,7 +48,7 @@ fn ask(
 ) -> Answers {
     let inputs = SafeTensors::deserialize(input).unwrap();
     let positions = probe::positions(&inputs).unwrap();
-    let model = Model::load(device, checkpoint, positions, INIT).unwrap();
+    let model = Model::load(device, checkpoint, positions, Precision::F32, INIT).unwrap();
     let mut blocks = model.weights.read().unwrap();
     for_each_part_mut(&model.layout, &mut blocks, |name, _, values| {
         change(name, values);
@@ -156,7 +156,7 @@ fn small_model(family: Family, tied: bool, folder: &Path) -> PlainModel {
         qkv_bias: family == Family::Qwen2,
         max_positions: 16,
     };
-    let model = Model::initialised(&cpu(), &architecture, 16, INIT).unwrap();
+    let model = Model::initialised(&cpu(), &architecture, 16, Precision::F32, INIT).unwrap();
     let mut blocks = model.weights.read().unwrap();
     let mut rng = Rng::new(5, Stream::Test, 0, 0);
     for_each_part_mut(&model.layout, &mut blocks, |_, _, values| {

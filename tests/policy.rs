@@ -54,7 +54,7 @@ fn step(
     (lr, value_only): (f32, bool),
 ) -> (Stepper, StepFigures) {
     let mut stepper = Stepper::new(engine, config, data).unwrap();
-    engine.optimiser.set_applied(0).unwrap();
+    engine.optimiser.resume(0, None).unwrap();
     let of = (asked, rollout::part(config), 0);
     let updates = (1, &update(lr), value_only);
     let submitted = stepper.submit(engine, data, of, None, updates).unwrap();

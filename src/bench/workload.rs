@@ -6,7 +6,7 @@ use crate::config::{Candidates, Config};
 use crate::data::{Dataset, Protocol};
 use crate::decode::Decoded;
 use crate::decode::search::{Decoding, Searcher};
-use crate::device::{DeviceRef, MAX_BUFFER_WORDS};
+use crate::device::{DeviceRef, MAX_BUFFER_WORDS, Precision};
 use crate::forest::{Forest, ForestSize, PromptAttention};
 use crate::learn::engine::{Capacity, Engine, Targets};
 use crate::learn::rl::Stepper;
@@ -53,6 +53,7 @@ pub struct Shape {
     /// Prompts of a rollout, and items of history in each.
     pub prompts: usize,
     pub history: usize,
+    pub precision: Precision,
 }
 
 impl Default for Shape {
@@ -69,6 +70,7 @@ impl Default for Shape {
             parts: 1,
             prompts: 32,
             history: 11,
+            precision: Precision::F32,
         }
     }
 }
@@ -114,7 +116,8 @@ impl Shape {
             seed: SEED,
             std: 0.02,
         };
-        Model::initialised(device, &self.architecture(), self.positions(), init)
+        let (shape, positions) = (self.architecture(), self.positions());
+        Model::initialised(device, &shape, positions, self.precision, init)
     }
 
     /// A catalog of random SIDs, without users.

@@ -13,6 +13,7 @@ use crate::bench::stopwatch::Stopwatch;
 use crate::bench::workload::{LEVELS, Shape};
 use crate::bench::{compare, decode, kernels, scaling, steps};
 use crate::config::Config;
+use crate::device::Precision;
 use crate::device::choose;
 use crate::device::gpu::GpuOptions;
 
@@ -149,6 +150,10 @@ struct Common {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=10_000))]
     repeat: u64,
 
+    /// Storage of activations and of the operands of products
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16"])]
+    precision: String,
+
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -179,6 +184,13 @@ impl Common {
         Stopwatch::new(device, self.repeat as usize)
     }
 
+    fn precision(&self) -> Precision {
+        match self.precision.as_str() {
+            "f16" => Precision::F16,
+            _ => Precision::F32,
+        }
+    }
+
     fn show(&self, report: &Report, table: String) -> Result<()> {
         let mut out = stdout().lock();
         write!(out, "{report}\n{table}")?;
@@ -190,9 +202,10 @@ impl Common {
     }
 }
 
-/// The default shape but for its width and its batches.
-fn shape(hidden: u64, batch: u64) -> Shape {
+/// The default shape but for its width, its batches and its precision.
+fn shape(hidden: u64, batch: u64, common: &Common) -> Shape {
     Shape {
+        precision: common.precision(),
         hidden: hidden as usize,
         documents: batch as usize,
         prompts: batch as usize,
@@ -207,12 +220,12 @@ fn shape(hidden: u64, batch: u64) -> Shape {
 pub fn run(args: Args) -> Result<()> {
     match args.what {
         What::Kernels(args) => {
-            let shape = shape(args.hidden, args.batch);
+            let shape = shape(args.hidden, args.batch, &args.common);
             let report = kernels::run(&args.common.watch()?, &shape, &args.kernel)?;
             args.common.show(&report, kernels::table(&report))
         }
         What::Steps(args) if args.scaling => {
-            let base = shape(128, args.batch);
+            let base = shape(128, args.batch, &args.common);
             let report = scaling::run(&args.common.watch()?, &base, args.largest)?;
             args.common.show(&report, scaling::table(&report))
         }
@@ -225,7 +238,7 @@ pub fn run(args: Args) -> Result<()> {
             let of = |&hidden| Shape {
                 history,
                 tokens: LEVELS * (history + 1),
-                ..shape(hidden, args.batch)
+                ..shape(hidden, args.batch, &args.common)
             };
             let shapes: Vec<_> = widths.iter().map(of).collect();
             let config = Config::load(None, &args.settings)?;
@@ -233,7 +246,7 @@ pub fn run(args: Args) -> Result<()> {
             args.common.show(&report, steps::table(&report))
         }
         What::Decode(args) => {
-            let shape = shape(args.hidden, args.batch);
+            let shape = shape(args.hidden, args.batch, &args.common);
             let report = decode::run(&args.common.watch()?, &shape)?;
             args.common.show(&report, decode::table(&report))
         }

@@ -8,7 +8,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::DeviceArgs;
-use crate::device::DeviceRef;
+use crate::device::{DeviceRef, Precision};
 use crate::learn::tensors::Output;
 use crate::learn::{oracle, probe};
 use crate::model::Model;
@@ -94,6 +94,6 @@ fn answer(args: &Args, device: &DeviceRef, inputs: &SafeTensors) -> Result<Vec<O
     let positions = probe::positions(inputs).with_context(shown)?;
     let checkpoint = locate_model(&args.model)?.checkpoint;
     let init = Init { seed: 0, std: 0.02 };
-    let model = Model::load(device, &checkpoint, positions, init)?;
+    let model = Model::load(device, &checkpoint, positions, Precision::F32, init)?;
     ask(model, inputs, args.grad).with_context(shown)
 }

@@ -67,9 +67,16 @@ impl Args {
             seed: config.seed,
             std: config.model.init_std as f32,
         };
-        let positions = job::positions(&data);
+        let (positions, precision) = (job::positions(&data), job::precision(&config));
         Ok(Trained {
-            model: job::load_model(&device, &located.checkpoint, &data, positions, init)?,
+            model: job::load_model(
+                &device,
+                &located.checkpoint,
+                &data,
+                positions,
+                precision,
+                init,
+            )?,
             checkpoint: located.checkpoint,
             config,
             data,

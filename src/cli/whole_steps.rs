@@ -82,7 +82,8 @@ impl Steps {
     fn model(&self, device: &DeviceRef, seed: u64) -> Result<Model> {
         let architecture = job::architecture(&self.config, &self.data);
         let init = Init { seed, std: 0.3 };
-        Model::initialised(device, &architecture, job::positions(&self.data), init)
+        let (positions, precision) = (job::positions(&self.data), job::precision(&self.config));
+        Model::initialised(device, &architecture, positions, precision, init)
     }
 
     fn attention(&self) -> forest::PromptAttention {

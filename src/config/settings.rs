@@ -20,6 +20,10 @@ choice! {
     PromptAttention { Causal = "causal", Full = "full" }
 }
 choice! {
+    /// How passes store what they compute with.
+    Precision { F32 = "f32", F16 = "f16" }
+}
+choice! {
     /// The learning rate after warm-up (spec 9).
     Schedule { Cosine = "cosine", Constant = "constant" }
 }
@@ -142,6 +146,8 @@ settings! {
     top {
         /// Seed of every random draw: initialisation, order of the data, decoding, bootstrap
         seed: u64 = 1, 0..=MAX_SEED;
+        /// Storage of activations, their gradients and the operands of products; sums and weights stay f32
+        precision: Precision = Precision::F32, ..;
     }
 
     /// The interactions and how they are split

@@ -7,7 +7,7 @@ use super::{
 use crate::catalog::Catalog;
 use crate::config::{Candidates, Config, EvalDecode, PromptAttention};
 use crate::data::Dataset;
-use crate::device::{Buffer, Size, Slice, Stream};
+use crate::device::{Buffer, Precision, Size, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::gather::gather_rows;
 use crate::model::activations::{Cache, LayerActs};
@@ -177,6 +177,7 @@ pub struct Searcher {
     /// The prompts' rows, unless they are run in another's buffers.
     rows: Buffer,
     end_queries: Buffer,
+    precision: Precision,
     stream: Stream,
     batch: usize,
     width: usize,
@@ -248,9 +249,14 @@ impl Searcher {
             None => capacity.rows() * Row::WORDS,
         };
         Ok(Searcher {
-            acts: Activations::for_inference(device, a, tokens, cache)?,
+            acts: Activations::for_inference(model, tokens, cache)?,
             rows: Buffer::new(device, "prompt rows", rows)?,
-            end_queries: Buffer::new(device, "end queries", decoding.batch * a.q_width())?,
+            end_queries: Buffer::new(
+                device,
+                "end queries",
+                model.precision.words(decoding.batch * a.q_width()),
+            )?,
+            precision: model.precision,
             decoder,
             stream: Stream::new(),
             batch: decoding.batch,
@@ -311,7 +317,7 @@ impl Searcher {
             model,
             acts: &self.acts,
             kept,
-            end_queries: self.end_queries.all(),
+            end_queries: self.precision.of(self.end_queries.all()),
         };
         self.decoder.decode(s, &runner, rows, step);
     }

@@ -294,6 +294,10 @@ impl Buffer {
         }
     }
 
+    pub fn device(&self) -> &DeviceRef {
+        &self.device
+    }
+
     pub fn len(&self) -> usize {
         self.words
     }

@@ -32,12 +32,17 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Elements in a word.
+    pub fn per_word(self) -> usize {
+        match self {
+            Precision::F32 => 1,
+            Precision::F16 => 2,
+        }
+    }
+
     /// Words that `n` elements take.
     pub fn words(self, n: usize) -> usize {
-        match self {
-            Precision::F32 => n,
-            Precision::F16 => n.div_ceil(2),
-        }
+        n.div_ceil(self.per_word())
     }
 
     /// A slice of words as elements.

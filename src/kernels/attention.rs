@@ -260,7 +260,7 @@ fn forward_cost(launch: &Launch) -> Cost {
     let [pairs, q, kv, lse, rows] = launch.read_params::<Params>().sizes(launch.forest);
     Cost {
         operations: 4 * pairs,
-        bytes: 4 * (2 * q + kv + lse + rows),
+        bytes: launch.width(2) * (2 * q + kv) + 4 * (lse + rows),
     }
 }
 
@@ -270,7 +270,7 @@ fn delta_cost(launch: &Launch) -> Cost {
     let n = vectors * p.head_dim as u64;
     Cost {
         operations: 2 * n,
-        bytes: 4 * (2 * n + vectors),
+        bytes: launch.width(0) * 2 * n + 4 * vectors,
     }
 }
 
@@ -278,7 +278,7 @@ fn backward_query_cost(launch: &Launch) -> Cost {
     let [pairs, q, kv, lse, rows] = launch.read_params::<Params>().sizes(launch.forest);
     Cost {
         operations: 6 * pairs,
-        bytes: 4 * (3 * q + kv + 2 * lse + rows),
+        bytes: launch.width(2) * (3 * q + kv) + 4 * (2 * lse + rows),
     }
 }
 
@@ -289,7 +289,7 @@ fn backward_key_value_cost(launch: &Launch) -> Cost {
     let [pairs, q, kv, lse, rows] = sizes(launch.forest, of);
     Cost {
         operations: 8 * pairs,
-        bytes: 4 * (2 * q + 2 * kv + 2 * lse + rows),
+        bytes: launch.width(1) * (2 * q + 2 * kv) + 4 * (2 * lse + rows),
     }
 }
 

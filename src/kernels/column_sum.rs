@@ -52,7 +52,7 @@ fn cost(launch: &Launch) -> Cost {
     let [rows, columns, accumulate] = [p.rows, p.columns, p.accumulate].map(u64::from);
     Cost {
         operations: rows * columns,
-        bytes: 4 * columns * (rows + 1 + accumulate),
+        bytes: columns * (launch.width(0) * rows + 4 * (1 + accumulate)),
     }
 }
 

@@ -1,6 +1,7 @@
-//! `y = x`: what benches measure an adapter's memory by.
+//! `y = x`, each in its own precision: makes the operands of an f16 model's products from its weights, and is what benches
+//! measure an adapter's memory by.
 //!
-//! Floor: 0 operations, 8 bytes per element.
+//! Floor: 0 operations; 8 bytes per f32.
 
 use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
@@ -19,7 +20,7 @@ pub static COPY: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: Params::FIELDS,
-    bindings: bindings![x: In F32, y: Out F32],
+    bindings: bindings![x: In Real, y: Out Real],
     twin,
     cost,
 };
@@ -34,7 +35,7 @@ pub fn copy(s: &mut Stream, x: Slice, y: Slice, n: usize) {
 fn cost(launch: &Launch) -> Cost {
     Cost {
         operations: 0,
-        bytes: 8 * launch.read_params::<Params>().n as u64,
+        bytes: (launch.width(0) + launch.width(1)) * launch.read_params::<Params>().n as u64,
     }
 }
 
@@ -52,7 +53,11 @@ fn twin(args: &Args) {
 
 pub fn cases(h: &mut Harness) -> Result<()> {
     for n in [4, 1020, 1024, 1028, CHUNK + 12] {
-        let (x, y) = (h.random("x", n), h.random("y", n));
+        let (x, y) = (h.random("x", n), h.real("y", n));
+        copy(h.stream(), x.slice(), y.slice(), n);
+        h.run()?;
+        h.read_u32(&y)?;
+        let (x, y) = (h.real("x", n), h.random("y", n));
         copy(h.stream(), x.slice(), y.slice(), n);
         h.run()?;
         h.read_u32(&y)?;

@@ -57,7 +57,13 @@ pub fn gather_rows(
     rows: impl Into<Size>,
     width: usize,
 ) {
-    push(s, &GATHER_ROWS, [src, index, dst], rows.into(), width);
+    let width = match (src.half, dst.half) {
+        (true, true) => width / 2,
+        (false, false) => width,
+        _ => panic!("gathered rows keep their type"),
+    };
+    let slices = [src.words(), index, dst.words()];
+    push(s, &GATHER_ROWS, slices, rows.into(), width);
 }
 
 /// `dst[index[i], :] += src[i, :]` for `rows` distinct indices.

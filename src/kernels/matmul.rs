@@ -284,14 +284,16 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start:
 fn cost(launch: &Launch) -> Cost {
     let p: Params = launch.read_params();
     let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
+    let [a, b, bias, c] = [0, 1, 2, 3].map(|i| launch.width(i));
     let start = match p.start {
         start if start == Start::Zero as u32 => 0,
-        start if start == Start::Bias as u32 => n,
-        _ => m * n,
+        start if start == Start::Accumulate as u32 => c * m * n,
+        start if start == Start::Bias as u32 => bias * n,
+        _ => bias * m * n,
     };
     Cost {
         operations: 2 * m * n * k,
-        bytes: 4 * (m * k + n * k + m * n + start),
+        bytes: a * m * k + b * n * k + c * m * n + start,
     }
 }
 

@@ -31,6 +31,7 @@ pub mod rng;
 pub mod rope;
 pub mod rows;
 pub mod sample;
+pub mod scale;
 pub mod search;
 pub mod silu;
 pub mod swiglu;
@@ -86,6 +87,7 @@ pub static ALL: &[&Kernel] = &[
     &rope::BACKWARD,
     &rope::FORWARD,
     &sample::SAMPLE,
+    &scale::SCALE,
     &search::SEARCH_BEGIN,
     &silu::SILU,
     &silu::SILU_BACKWARD,
@@ -140,6 +142,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("rng", rng::cases),
     ("rope", rope::cases),
     ("sample", sample::cases),
+    ("scale", scale::cases),
     ("search", search::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),

@@ -81,12 +81,12 @@ impl Heads {
         self.rows.saturating_sub(1) * self.stride + self.offset + self.per_row * self.dim
     }
 
-    /// So many operations and moved words per element, one word per vector and one per column.
-    fn cost(&self, operations: u64, words: u64) -> Cost {
+    /// So many operations and moved bytes per element, one word per vector and one per column.
+    fn cost(&self, operations: u64, bytes: u64) -> Cost {
         let [vectors, dim] = [self.vectors(), self.dim].map(|n| n as u64);
         Cost {
             operations: operations * vectors * dim,
-            bytes: 4 * (words * vectors * dim + vectors + dim),
+            bytes: bytes * vectors * dim + 4 * (vectors + dim),
         }
     }
 }
@@ -145,7 +145,7 @@ pub static FORWARD: Kernel = Kernel {
     constants: &[],
     forms: &[direct(include_str!("../../shaders/rmsnorm_direct.wgsl"))],
     params: ForwardParams::FIELDS,
-    bindings: bindings![x: In F32, w: In F32, y: Out F32, rstd: Out F32],
+    bindings: bindings![x: In Real, w: In F32, y: Out Real, rstd: Out F32],
     twin: forward_twin,
     cost: forward_cost,
 };
@@ -159,7 +159,7 @@ pub static BACKWARD: Kernel = Kernel {
         "../../shaders/rmsnorm_backward_direct.wgsl"
     ))],
     params: BackwardParams::FIELDS,
-    bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In F32, dx: Out F32],
+    bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In Real, dx: Out F32],
     twin: backward_twin,
     cost: backward_cost,
 };
@@ -171,7 +171,7 @@ pub static BACKWARD_IN_PLACE: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: InPlaceParams::FIELDS,
-    bindings: bindings![x: In F32, w: In F32, rstd: In F32, g: Out F32],
+    bindings: bindings![x: In Real, w: In F32, rstd: In F32, g: Out Real],
     twin: backward_in_place_twin,
     cost: backward_in_place_cost,
 };
@@ -183,7 +183,7 @@ pub static WEIGHT_PARTIAL: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: PartialParams::FIELDS,
-    bindings: bindings![x: In F32, rstd: In F32, dy: In F32, partial: Out F32],
+    bindings: bindings![x: In Real, rstd: In F32, dy: In Real, partial: Out F32],
     twin: weight_partial_twin,
     cost: weight_partial_cost,
 };
@@ -298,23 +298,25 @@ pub fn weight_gradient(
 
 fn forward_cost(launch: &Launch) -> Cost {
     let heads = launch.read_params::<ForwardParams>().heads();
-    heads.cost(4, 2)
+    heads.cost(4, launch.width(0) + launch.width(2))
 }
 
 fn backward_cost(launch: &Launch) -> Cost {
     let p: BackwardParams = launch.read_params();
-    p.heads().cost(8, 3 + p.accumulate as u64)
+    let dx = launch.width(4) * (1 + p.accumulate as u64);
+    p.heads().cost(8, launch.width(0) + launch.width(3) + dx)
 }
 
 fn backward_in_place_cost(launch: &Launch) -> Cost {
     let heads = launch.read_params::<InPlaceParams>().heads();
-    heads.cost(8, 3)
+    heads.cost(8, launch.width(0) + 2 * launch.width(3))
 }
 
 fn weight_partial_cost(launch: &Launch) -> Cost {
     let p: PartialParams = launch.read_params();
     let partial = (p.vectors.div_ceil(p.chunk) - 1) as u64 * p.dim as u64;
-    let mut cost = p.heads().cost(3, 2);
+    let bytes = launch.width(0) + launch.width(2);
+    let mut cost = p.heads().cost(3, bytes);
     cost.bytes += 4 * partial;
     cost
 }
@@ -492,8 +494,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
     for heads in shapes() {
         let n = heads.rows * heads.stride;
         let (x, w) = (h.random("x", n), h.random("w", heads.dim));
-        let (y, rstd) = (h.random("y", n), h.random("rstd", heads.vectors()));
-        let (dy, dx, g) = (h.random("dy", n), h.random("dx", n), h.random("g", n));
+        let (y, rstd) = (h.real("y", n), h.random("rstd", heads.vectors()));
+        let (dy, dx, g) = (h.real("dy", n), h.random("dx", n), h.real("g", n));
+        let heads_x = h.real("heads' x", n);
         let dw = h.random("dw", heads.dim);
         let scratch = h.random("scratch", scratch_words(heads));
         let [xs, ws, rs, dys] = [&x, &w, &rstd, &dy].map(|b| b.slice());
@@ -501,6 +504,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         forward(s, xs, ws, y.slice(), rs, heads, 1e-6);
         backward(s, xs, ws, rs, dys, dx.slice(), heads, false);
         backward(s, xs, ws, rs, dys, dx.slice(), heads, true);
+        weight_gradient(s, xs, rs, dys, dw.slice(), scratch.slice(), heads);
+        let xs = heads_x.slice();
+        forward(s, xs, ws, y.slice(), rs, heads, 1e-6);
         weight_gradient(s, xs, rs, dys, dw.slice(), scratch.slice(), heads);
         backward_in_place(s, xs, ws, rs, g.slice(), heads);
         h.run()?;

@@ -130,7 +130,7 @@ fn cost(launch: &Launch) -> Cost {
     let rotated = (dims.q_width() + dims.kv_width() / 2) as u64;
     Cost {
         operations: 3 * tokens * rotated,
-        bytes: 4 * tokens * (2 * width + head_dim + Row::WORDS as u64),
+        bytes: tokens * (launch.width(2) * 2 * width + 4 * (head_dim + Row::WORDS as u64)),
     }
 }
 

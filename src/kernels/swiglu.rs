@@ -83,7 +83,7 @@ fn forward_cost(launch: &Launch) -> Cost {
     let n = p.rows as u64 * p.f as u64;
     Cost {
         operations: 5 * n,
-        bytes: 12 * n,
+        bytes: (2 * launch.width(0) + launch.width(1)) * n,
     }
 }
 
@@ -92,7 +92,7 @@ fn backward_cost(launch: &Launch) -> Cost {
     let n = p.rows as u64 * p.f as u64;
     Cost {
         operations: 11 * n,
-        bytes: 20 * n,
+        bytes: (2 * launch.width(0) + launch.width(1) + 2 * launch.width(2)) * n,
     }
 }
 

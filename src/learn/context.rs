@@ -7,6 +7,7 @@ use crate::device::{Counters, DeviceRef};
 use crate::forest::PromptAttention;
 use crate::model::Model;
 use crate::model::checkpoint::{Init, load_blocks, save_blocks};
+use crate::model::optimiser::LossScale;
 use crate::run::atomic_write;
 use crate::run::{Checkpoints, Metrics, Progress, RunFolder, Stage, State};
 use anyhow::{Result, bail};
@@ -138,7 +139,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Takes note of step `step` (from 1); true if it counts. Errors: too many in a row.
+    /// Takes note of step `step` (from 1), which left the loss scale in `state`; true if it counts. Errors: too many in a
+    /// row that a lower loss scale would not have saved.
     pub fn check(
         &mut self,
         (step, finite): (u64, bool),
@@ -149,8 +151,11 @@ impl Faults {
             self.in_a_row = 0;
             return Ok(true);
         }
-        self.in_a_row += 1;
         state.skipped_steps += 1;
+        if state.loss_scale.is_some_and(|scale| scale.factor > 1.0) {
+            return Ok(false);
+        }
+        self.in_a_row += 1;
         if self.in_a_row >= MAX_SKIPPED_IN_A_ROW {
             let last = match checkpoints.latest()? {
                 Some(path) => format!("the last good checkpoint is {}", path.display()),
@@ -221,6 +226,14 @@ impl Record {
     pub fn number(&mut self, key: &str, value: f64) -> &mut Self {
         self.0.insert(key.into(), Value::from(value));
         self
+    }
+
+    /// The loss scale, where there is one.
+    pub fn loss_scale(&mut self, scale: Option<LossScale>) -> &mut Self {
+        match scale {
+            Some(scale) => self.number("loss_scale", scale.factor as f64),
+            None => self,
+        }
     }
 
     /// What a step asked of the device.

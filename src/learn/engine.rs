@@ -123,13 +123,13 @@ pub struct Engine {
 impl Engine {
     /// Buffers for passes of up to `capacity`; with `recompute`, layers keep their inputs only.
     pub fn new(model: Model, capacity: Capacity, recompute: bool) -> Result<Engine> {
-        let (device, a) = (&model.device.clone(), &model.architecture);
+        let device = &model.device.clone();
         let (tokens, slots) = (capacity.tokens, capacity.slots);
-        let acts = Activations::for_training(device, a, tokens, slots, recompute)?;
+        let acts = Activations::for_training(&model, tokens, slots, recompute)?;
         let head = Head::new(device, &model, capacity)?;
         let buffer = |label, words| Buffer::new(device, label, words);
         Ok(Engine {
-            optimiser: Optimiser::new(device, &model.layout)?,
+            optimiser: Optimiser::new(device, &model.layout, model.precision)?,
             rows: buffer("forest rows", tokens * Row::WORDS)?,
             parent: buffer("forest parents", tokens)?,
             order: buffer("token order", tokens)?,
@@ -250,19 +250,25 @@ impl Engine {
         let (model, acts) = (&self.model, &self.acts);
         s.forest = input.size;
         model.forward(s, &self.pass(input), acts, acts.hidden);
-        let d_hidden = self.d_hidden();
+        let (g, d_hidden) = (self.scaled_g(s, input), self.d_hidden());
         let dw = &self.optimiser.gradient;
         self.head
-            .forward_backward(s, model, acts.hidden, input, d_hidden, dw);
+            .forward_backward(s, model, acts.hidden, input, g, d_hidden, dw);
         self.backward_backbone(s, input);
     }
 
     /// Records the backward pass from `head.g` down to the gradient of the final hidden states (`grads.hidden`), which a
     /// value head may then add to. Consumes the logits.
     pub fn backward_head(&self, s: &mut Stream, input: &Input) {
+        let (g, d_hidden) = (self.scaled_g(s, input), self.d_hidden());
         let dw = &self.optimiser.gradient;
-        self.head
-            .backward(s, &self.model, input, self.d_hidden(), dw);
+        self.head.backward(s, &self.model, input, g, d_hidden, dw);
+    }
+
+    /// `head.g` as the backward pass begins with it.
+    fn scaled_g(&self, s: &mut Stream, input: &Input) -> Slice {
+        let (g, to) = (self.head.g.all(), self.head.scaled_g.all());
+        self.optimiser.scaled(s, g, to, input.count)
     }
 
     fn d_hidden(&self) -> Slice {

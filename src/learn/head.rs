@@ -7,7 +7,9 @@
 //! forward and backward before the next.
 
 use super::engine::{Capacity, Input};
-use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Size, Slice, Stream};
+use crate::device::{
+    ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Size, Slice, Stream,
+};
 use crate::kernels::{fill, gather, log_softmax};
 use crate::model::{Model, Weights};
 use anyhow::{Result, ensure};
@@ -24,8 +26,9 @@ pub struct Head {
     pub entropy: Buffer,
     /// [K] log-probs of the targets.
     pub logp: Buffer,
-    /// [K] dLoss/dlog-prob.
+    /// [K] dLoss/dlog-prob, and with the loss scale where there is one.
     pub g: Buffer,
+    pub scaled_g: Buffer,
 }
 
 impl Head {
@@ -60,6 +63,10 @@ impl Head {
             entropy: buffer("entropies", c.rows)?,
             logp: buffer("log-probs", c.targets)?,
             g: buffer("log-prob gradient", c.targets)?,
+            scaled_g: match model.precision {
+                Precision::F32 => buffer("scaled log-prob gradient", 1)?,
+                Precision::F16 => buffer("scaled log-prob gradient", c.targets)?,
+            },
         })
     }
 
@@ -119,6 +126,7 @@ impl Head {
         model: &Model,
         input: &Input,
         (from, n): (usize, Size),
+        g: Slice,
         dw: &Weights,
     ) {
         let d = model.architecture.hidden;
@@ -128,7 +136,7 @@ impl Head {
             self.lse.all().skip(from),
             input.targets.starts.skip(from),
             input.targets.tokens,
-            self.g.all(),
+            g,
             n,
             model.architecture.vocab,
         );
@@ -171,13 +179,14 @@ impl Head {
         }
     }
 
-    /// Records the way back from `g` to `d_hidden` [T, d] and the output projection's gradient in `dw`, after
+    /// Records the way back from `g` [K] to `d_hidden` [T, d] and the output projection's gradient in `dw`, after
     /// [`Head::forward`] of the same input. Consumes the logits.
     pub fn backward(
         &self,
         s: &mut Stream,
         model: &Model,
         input: &Input,
+        g: Slice,
         d_hidden: Slice,
         dw: &Weights,
     ) {
@@ -185,7 +194,7 @@ impl Head {
             if input.scored.max > self.chunk {
                 self.chunk_logits(s, model, chunk);
             }
-            self.chunk_backward(s, model, input, chunk, dw);
+            self.chunk_backward(s, model, input, chunk, g, dw);
         }
         self.scatter(s, model, input, d_hidden);
     }
@@ -197,6 +206,7 @@ impl Head {
         model: &Model,
         hidden: Slice,
         input: &Input,
+        g: Slice,
         d_hidden: Slice,
         dw: &Weights,
     ) {
@@ -204,7 +214,7 @@ impl Head {
         for chunk in self.chunks(input.scored) {
             self.chunk_logits(s, model, chunk);
             self.chunk_forward(s, model, input, chunk, self.logp.all());
-            self.chunk_backward(s, model, input, chunk, dw);
+            self.chunk_backward(s, model, input, chunk, g, dw);
         }
         self.scatter(s, model, input, d_hidden);
     }

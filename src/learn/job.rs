@@ -3,10 +3,10 @@
 use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine};
 use super::{rl, rollout, sft};
-use crate::config::{Arch, Candidates, Config};
+use crate::config::{self, Arch, Candidates, Config};
 use crate::data::Dataset;
 use crate::decode::search::{Decoding, Searcher};
-use crate::device::DeviceRef;
+use crate::device::{DeviceRef, Precision};
 use crate::eval::bootstrap::Bootstrap;
 use crate::eval::metrics::Evaluation;
 use crate::eval::per_user::{Credit, Gain};
@@ -52,6 +52,14 @@ pub fn architecture(config: &Config, data: &Dataset) -> Architecture {
     }
 }
 
+/// How models of these settings store what they compute with.
+pub fn precision(config: &Config) -> Precision {
+    match config.precision {
+        config::Precision::F32 => Precision::F32,
+        config::Precision::F16 => Precision::F16,
+    }
+}
+
 /// Tokens of the longest prompt and candidate.
 pub fn positions(data: &Dataset) -> usize {
     1 + (data.max_history + 1) * data.catalog.levels()
@@ -63,9 +71,10 @@ pub fn load_model(
     dir: &Path,
     data: &Dataset,
     positions: usize,
+    precision: Precision,
     init: Init,
 ) -> Result<Model> {
-    let model = Model::load(device, dir, positions, init)?;
+    let model = Model::load(device, dir, positions, precision, init)?;
     let (has, needs) = (model.architecture.vocab, data.catalog.vocab_size());
     ensure!(
         has >= needs,
@@ -149,7 +158,7 @@ pub fn run(
         restore_choices(device, checkpoint);
     }
     let plan = sft::Plan::new(&context)?;
-    let init = context.init();
+    let (init, precision) = (context.init(), precision(config));
     let positions = plan.longest(data.catalog.levels()).max(positions(data));
     let given = match config.model.init.as_str() {
         "" => None,
@@ -161,8 +170,11 @@ pub fn run(
         "--stage rl and --stage eval need a model: give model.init=DIR, a run folder's checkpoint"
     );
     let model = match from {
-        Some(dir) => load_model(device, dir, data, positions, init)?,
-        None => Model::initialised(device, &architecture(config, data), positions, init)?,
+        Some(dir) => load_model(device, dir, data, positions, precision, init)?,
+        None => {
+            let shape = architecture(config, data);
+            Model::initialised(device, &shape, positions, precision, init)?
+        }
     };
     let (engine, validation) = prepare(model, config, data, &plan, stages)?;
     let tables = SidTables::new(data);

@@ -71,7 +71,7 @@ impl Plan {
         };
         let sft_plan = sft::Plan::of(config, data)?;
         let positions = job::positions(data).max(sft_plan.longest(data.catalog.levels()));
-        let model = Model::new(&device, &architecture, positions)?;
+        let model = Model::new(&device, &architecture, positions, job::precision(config))?;
         let (engine, validation) = job::prepare(model, config, data, &sft_plan, stages)?;
         let mut plan = Plan {
             kinds: [0; KINDS.len()],

@@ -6,13 +6,13 @@ use super::context::Record;
 use super::engine::Engine;
 use super::rollout::{Packed, Rollout};
 use crate::config::{Config, Loss, ScaleRewards};
-use crate::device::{ALIGN_WORDS, Buffer, Slice, Stream};
+use crate::device::{ALIGN_WORDS, Buffer, Precision, Slice, Stream};
 use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, LogProbs};
 use crate::kernels::tree::FIGURES;
 use crate::kernels::{gather, grad_norm, reduce, td};
 use crate::model::activations::Activations;
-use crate::model::optimiser::Update;
+use crate::model::optimiser::{LossScale, Update};
 use crate::model::{Model, Weights};
 use anyhow::Result;
 
@@ -25,6 +25,8 @@ pub struct StepFigures {
     pub grad_norm: f32,
     /// Updates made so far in this stage; one whose gradient is not finite is not made.
     pub updates: u64,
+    /// The loss scale after it, where there is one.
+    pub loss_scale: Option<LossScale>,
     pub candidates: f64,
     pub reward: f64,
     pub reward_std: f64,
@@ -105,6 +107,8 @@ pub struct Policy {
     values: Buffer,
     row_d_values: Buffer,
     d_values: Buffer,
+    /// With the loss scale, where there is one.
+    scaled_d_values: Buffer,
     td_target: Buffer,
     td_terms: Buffer,
     /// Where the reference runs: the searcher's buffers, with a cache of its own.
@@ -113,6 +117,8 @@ pub struct Policy {
     scaling: Scaling,
     td: td::Hyper,
     detach: bool,
+    /// Whether there is a loss scale.
+    scaled: bool,
     /// Whether the value head is trained at all.
     value: bool,
     levels: usize,
@@ -123,7 +129,7 @@ impl Policy {
         let (rl, device) = (&config.rl, engine.device());
         let (levels, parts) = (rollout.levels(), rollout.parts());
         let candidates = super::rollout::part(config) * rollout.group();
-        let (capacity, a) = (engine.capacity(), &engine.model.architecture);
+        let capacity = engine.capacity();
         let (tokens, nodes) = (capacity.tokens, capacity.targets);
         let buffer = |label, words| Buffer::new(device, label, words);
         let kept = (0..parts).map(|_| {
@@ -135,7 +141,8 @@ impl Policy {
             })
         });
         let scratch = rollout.searcher.scratch();
-        let other = (rl.kl_beta > 0.0).then(|| scratch.with_own_cache(device, a, scratch.tokens));
+        let other =
+            (rl.kl_beta > 0.0).then(|| scratch.with_own_cache(&engine.model, scratch.tokens));
         Ok(Policy {
             parts: kept.collect::<Result<Vec<_>>>()?,
             metrics: buffer("step figures by part", parts * SLOTS * ALIGN_WORDS)?,
@@ -147,6 +154,10 @@ impl Policy {
             values: buffer("values", nodes)?,
             row_d_values: buffer("value gradient by row", tokens)?,
             d_values: buffer("value gradient", nodes)?,
+            scaled_d_values: match engine.model.precision {
+                Precision::F32 => buffer("scaled value gradient", 1)?,
+                Precision::F16 => buffer("scaled value gradient", nodes)?,
+            },
             td_target: buffer("value targets", candidates * levels)?,
             td_terms: buffer("value-loss terms", nodes)?,
             other: other.transpose()?,
@@ -176,6 +187,7 @@ impl Policy {
                 prompts: 0,
             },
             detach: config.value.detach,
+            scaled: engine.optimiser.is_scaled(),
             value: rl.value_weight > 0.0,
             levels,
         })
@@ -335,7 +347,9 @@ impl Policy {
             packed.shape,
             self.td,
         );
-        let (by_node, by_row) = (self.d_values.all(), self.row_d_values.all());
+        let (by_node, scaled) = (self.d_values.all(), self.scaled_d_values.all());
+        let by_node = engine.optimiser.scaled(s, by_node, scaled, nodes);
+        let by_row = self.row_d_values.all();
         crate::kernels::fill::fill_f32(s, by_row, 0.0);
         gather::scatter_add_rows(s, by_node, packed.node_row, by_row, nodes, 1);
     }
@@ -366,6 +380,7 @@ impl Policy {
             entropy: slot(Slot::Entropy)[0] / rollout[7].max(1.0),
             grad_norm: float(words[1][0]),
             updates: float(words[1][grad_norm::APPLIED]) as u64,
+            loss_scale: self.scaled.then(|| LossScale::read(&words[1])),
             candidates,
             reward: mean,
             reward_std: variance.max(0.0).sqrt(),

@@ -163,11 +163,13 @@ impl Ahead {
         let (figures, done) = stepper.wait_timed(self.submitted)?;
         let finite = figures.is_finite() && figures.updates == state.updates + self.updates;
         state.updates = figures.updates;
+        state.loss_scale = figures.loss_scale;
         state.decode_tokens += figures.decode_cost;
         let counts = faults.check((self.step, finite), state, &context.checkpoints)?;
         let mut record = Record::default();
         figures.record(self.prompts, &mut record);
         record
+            .loss_scale(figures.loss_scale)
             .number("lr", self.lr as f64)
             .number("decode_tokens", state.decode_tokens as f64)
             .number("step_time", pace.lap(done))
@@ -228,7 +230,7 @@ pub fn run(
             .metrics
             .write(stage, 0, &record.validation(&before).0)?;
     }
-    engine.optimiser.set_applied(state.updates)?;
+    engine.optimiser.resume(state.updates, state.loss_scale)?;
     let mut ahead: Option<Ahead> = None;
     let mut pace = Pace::start();
     while !limit.reached(&state) && !stopped(&state) {
@@ -333,6 +335,7 @@ fn mix(reference: &Model, policy: &Model, mix: f32) -> Result<()> {
     for (from, to) in blocks {
         lerp(&mut s, from.all(), to.all(), mix, to.len());
     }
+    reference.weights.refresh(&mut s);
     policy.device.run(&s)
 }
 

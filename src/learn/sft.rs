@@ -11,7 +11,7 @@ use crate::device::{ALIGN_WORDS, Buffer, Counters, Reading, Stream};
 use crate::forest::{Forest, PromptAttention};
 use crate::kernels::{grad_norm, reduce};
 use crate::model::Model;
-use crate::model::optimiser::Update;
+use crate::model::optimiser::{LossScale, Update};
 use crate::run::{Stage, State};
 use anyhow::{Result, ensure};
 use std::time::Instant;
@@ -128,6 +128,7 @@ pub struct Trainer {
 pub struct Submitted {
     reading: Reading,
     tokens: usize,
+    scaled: bool,
     pub counters: Counters,
 }
 
@@ -147,6 +148,7 @@ impl Submitted {
             finite: loss.is_finite() && float(read[1][2]) == 1.0,
             tokens: self.tokens,
             updates: float(read[1][grad_norm::APPLIED]) as u64,
+            loss_scale: self.scaled.then(|| LossScale::read(&read[1])),
         };
         Ok((result, done))
     }
@@ -161,6 +163,8 @@ pub struct StepResult {
     pub tokens: usize,
     /// Updates made so far.
     pub updates: u64,
+    /// The loss scale after it, where there is one.
+    pub loss_scale: Option<LossScale>,
 }
 
 impl Trainer {
@@ -225,6 +229,7 @@ impl Trainer {
         Ok(Submitted {
             reading,
             tokens,
+            scaled: engine.optimiser.is_scaled(),
             counters: device.counters() - before,
         })
     }
@@ -266,11 +271,13 @@ impl Ahead {
         let counters = self.submitted.counters;
         let (result, done) = self.submitted.wait_timed()?;
         state.updates = result.updates;
+        state.loss_scale = result.loss_scale;
         let counts = faults.check((self.step, result.finite), state, &context.checkpoints)?;
         let mut record = Record::default();
         record
             .number("loss", result.loss)
             .number("grad_norm", result.grad_norm as f64)
+            .loss_scale(result.loss_scale)
             .number("lr", self.lr as f64)
             .number("tokens", result.tokens as f64)
             .number("epoch", self.epoch)
@@ -312,7 +319,7 @@ pub fn run(
     };
     let stopped = |s: &State| config.patience > 0 && s.bad_evaluations >= config.patience as u64;
     context.progress.stage("sft", state.step, plan.total_steps);
-    engine.optimiser.set_applied(state.updates)?;
+    engine.optimiser.resume(state.updates, state.loss_scale)?;
     let mut ahead: Option<Ahead> = None;
     let mut pace = Pace::start();
     while state.step < plan.total_steps && !stopped(&state) {

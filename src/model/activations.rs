@@ -3,7 +3,8 @@
 //! pass begins past row 0 do its slices begin there too ([`LayerActs::skip`]).
 
 use super::architecture::Architecture;
-use crate::device::{Buffer, DeviceRef, Slice};
+use super::backbone::Model;
+use crate::device::{Buffer, DeviceRef, Precision, Slice};
 use anyhow::Result;
 
 /// What one decoder layer reads and leaves. For training each layer has its own set, or, where its backward pass computes
@@ -61,15 +62,24 @@ pub const CACHE: &str = "key/value cache";
 /// Hands out buffers and keeps them alive.
 pub struct Arena {
     device: DeviceRef,
+    precision: Precision,
     buffers: Vec<Buffer>,
 }
 
 impl Arena {
-    pub fn new(device: &DeviceRef) -> Self {
+    /// For a model's buffers.
+    pub fn new(model: &Model) -> Self {
         Arena {
-            device: device.clone(),
+            device: model.device.clone(),
+            precision: model.precision,
             buffers: Vec::new(),
         }
+    }
+
+    /// A zeroed buffer for `n` numbers in the model's precision.
+    pub fn real(&mut self, label: &str, n: usize) -> Result<Slice> {
+        let words = self.take(label, self.precision.words(n))?;
+        Ok(self.precision.of(words))
     }
 
     /// A zeroed buffer's whole slice.
@@ -91,9 +101,11 @@ impl LayerActs {
         kv: Slice,
     ) -> Result<LayerActs> {
         let (t, d, f) = (tokens, a.hidden, a.intermediate);
+        // It also holds the inputs of rows that are asked for, as f32 (`layer::select`).
+        let gate_up = (2 * f).max(d * arena.precision.per_word());
         let qk_normed = if a.qk_norm() {
             Some((
-                arena.take("normed queries and keys", t * a.qkv_width())?,
+                arena.real("normed queries and keys", t * a.qkv_width())?,
                 arena.take("query norms", t * a.heads)?,
                 arena.take("key norms", t * a.kv_heads)?,
             ))
@@ -102,19 +114,19 @@ impl LayerActs {
         };
         Ok(LayerActs {
             x_in,
-            h1: arena.take("attention input", t * d)?,
+            h1: arena.real("attention input", t * d)?,
             rstd1: arena.take("attention norms", t)?,
-            qkv: arena.take("queries, keys, values", t * a.qkv_width())?,
+            qkv: arena.real("queries, keys, values", t * a.qkv_width())?,
             qk_normed,
-            q: arena.take("queries", t * a.q_width())?,
+            q: arena.real("queries", t * a.q_width())?,
             kv,
-            o: arena.take("attention output", t * a.q_width())?,
+            o: arena.real("attention output", t * a.q_width())?,
             lse: arena.take("attention log-sums", t * a.heads)?,
             x_mid: arena.take("residual after attention", t * d)?,
-            h2: arena.take("feed-forward input", t * d)?,
+            h2: arena.real("feed-forward input", t * d)?,
             rstd2: arena.take("feed-forward norms", t)?,
-            gate_up: arena.take("gate and up", t * 2 * f)?,
-            act: arena.take("gated activation", t * f)?,
+            gate_up: arena.real("gate and up", t * gate_up)?,
+            act: arena.real("gated activation", t * f)?,
             x_out: arena.take("residual at output", t * d)?,
         })
     }
@@ -230,28 +242,28 @@ impl Activations {
     /// For training: every layer keeps what its backward pass reads, or, with `recompute`, its input, from which the
     /// backward pass computes the rest anew. Rows are slots; there are `slots` of them, at least `tokens`.
     pub fn for_training(
-        device: &DeviceRef,
-        a: &Architecture,
+        model: &Model,
         tokens: usize,
         slots: usize,
         recompute: bool,
     ) -> Result<Activations> {
         let cache = Cache::PerLayer(slots.max(tokens));
-        let mut made = Self::build(device, a, tokens, cache, !recompute, true)?;
+        let a = &model.architecture;
+        let mut made = Self::build(model, tokens, cache, !recompute, true)?;
         made.recompute = recompute;
         let (t, d) = (tokens, a.hidden);
         let arena = &mut made.arena;
         made.grads = Some(Gradients {
             layer: GradActs {
                 residual: arena.take("residual gradient", t * d)?,
-                h: arena.take("normed-input gradient", t * d)?,
-                act: arena.take("activation gradient", t * a.intermediate)?,
-                gate_up: arena.take("gate and up gradient", t * 2 * a.intermediate)?,
-                o: arena.take("attention-output gradient", t * a.q_width())?,
+                h: arena.real("normed-input gradient", t * d)?,
+                act: arena.real("activation gradient", t * a.intermediate)?,
+                gate_up: arena.real("gate and up gradient", t * 2 * a.intermediate)?,
+                o: arena.real("attention-output gradient", t * a.q_width())?,
                 delta: arena.take("attention deltas", t * a.heads)?,
-                q: arena.take("query gradient", t * a.q_width())?,
-                kv: arena.take("key and value gradient", t * a.kv_width())?,
-                qkv: arena.take("projection gradient", t * a.qkv_width())?,
+                q: arena.real("query gradient", t * a.q_width())?,
+                kv: arena.real("key and value gradient", t * a.kv_width())?,
+                qkv: arena.real("projection gradient", t * a.qkv_width())?,
             },
             hidden: arena.take("hidden gradient", t * d)?,
             fc1: arena.take("fc1 gradient", t * d)?,
@@ -265,25 +277,15 @@ impl Activations {
     }
 
     /// For forward passes only: layers share their buffers.
-    pub fn for_inference(
-        device: &DeviceRef,
-        a: &Architecture,
-        tokens: usize,
-        cache: Cache,
-    ) -> Result<Activations> {
-        Self::build(device, a, tokens, cache, false, false)
+    pub fn for_inference(model: &Model, tokens: usize, cache: Cache) -> Result<Activations> {
+        Self::build(model, tokens, cache, false, false)
     }
 
     /// The same buffers with one cache of `slots` slots for all layers: for passes over whole forests, while nobody else
     /// uses the buffers, that must leave the caches alone.
-    pub fn with_own_cache(
-        &self,
-        device: &DeviceRef,
-        a: &Architecture,
-        slots: usize,
-    ) -> Result<Activations> {
-        let mut arena = Arena::new(device);
-        let kv = arena.take(CACHE, slots * a.kv_width())?;
+    pub fn with_own_cache(&self, model: &Model, slots: usize) -> Result<Activations> {
+        let mut arena = Arena::new(model);
+        let kv = arena.real(CACHE, slots * model.architecture.kv_width())?;
         let with = |acts: &LayerActs| LayerActs { kv, ..*acts };
         Ok(Activations {
             tokens: self.tokens,
@@ -300,21 +302,20 @@ impl Activations {
 
     /// `own`: every layer has all its buffers; `inputs`: it has its input.
     fn build(
-        device: &DeviceRef,
-        a: &Architecture,
+        model: &Model,
         tokens: usize,
         cache: Cache,
         own: bool,
         inputs: bool,
     ) -> Result<Activations> {
-        let mut arena = Arena::new(device);
+        let (mut arena, a) = (Arena::new(model), &model.architecture);
         let (t, d) = (tokens, a.hidden);
         let kv = |arena: &mut Arena, layer: usize| match &cache {
             Cache::Of(other) => Ok(match other.layers.get(layer) {
                 Some(acts) => acts.kv,
                 None => other.value_block.kv,
             }),
-            Cache::PerLayer(slots) => arena.take(CACHE, slots * a.kv_width()),
+            Cache::PerLayer(slots) => arena.real(CACHE, slots * a.kv_width()),
         };
         let embedded = arena.take("embedded tokens", t * d)?;
         let mut layers: Vec<LayerActs> = Vec::with_capacity(a.layers);

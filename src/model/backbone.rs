@@ -4,7 +4,7 @@ use super::activations::Activations;
 use super::architecture::Architecture;
 use super::layer::{self, Pass};
 use super::layout::{Layout, Weights};
-use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
+use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
 use crate::forest::{ForestSize, Row};
 use crate::kernels::matmul::{Dims, Form, linear, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
@@ -17,6 +17,9 @@ pub struct Model {
     pub architecture: Architecture,
     pub layout: Layout,
     pub weights: Weights,
+    /// How activations, their gradients and the operands of matrix products are stored; the residual stream and its
+    /// gradient, hidden states, logits and the weights themselves are f32.
+    pub precision: Precision,
     table: Buffer,
     positions: usize,
 }
@@ -36,16 +39,22 @@ pub struct Asked {
 
 impl Model {
     /// Zero weights for documents of up to `positions` tokens.
-    pub fn new(device: &DeviceRef, architecture: &Architecture, positions: usize) -> Result<Model> {
+    pub fn new(
+        device: &DeviceRef,
+        architecture: &Architecture,
+        positions: usize,
+        precision: Precision,
+    ) -> Result<Model> {
         architecture.validate()?;
         let layout = Layout::new(architecture);
-        let weights = Weights::zeros(device, &layout, "weights")?;
+        let weights = Weights::operands(device, &layout, "weights", precision)?;
         let table = rope::table(positions, architecture.head_dim, architecture.rope_theta);
         Ok(Model {
             device: device.clone(),
             architecture: architecture.clone(),
             layout,
             weights,
+            precision,
             table: Buffer::with_f32(device, "rotary table", &table)?,
             positions,
         })
@@ -171,7 +180,7 @@ impl Model {
             n: a.vocab,
             k: a.hidden.into(),
         };
-        let head = self.weights.slice(self.layout.lm_head);
+        let head = self.weights.operand(self.layout.lm_head);
         linear(s, hidden, head, None, logits, dims);
     }
 
@@ -207,13 +216,14 @@ impl Model {
             n: d,
             k: v.into(),
         };
-        let head = self.weights.slice(id);
+        let head = self.weights.operand(id);
         matmul(s, Form::NN, d_logits, head, d_rows, d_hidden, false);
     }
 
     /// A model of the same shape with zero weights: to become the reference policy.
     pub fn same_shape(&self) -> Result<Model> {
-        Model::new(&self.device, &self.architecture, self.positions)
+        let (device, precision) = (&self.device, self.precision);
+        Model::new(device, &self.architecture, self.positions, precision)
     }
 
     /// Clears gradients.

@@ -4,7 +4,7 @@
 use super::architecture::Architecture;
 use super::backbone::Model;
 use super::layout::{Layout, for_each_part_mut, parts};
-use crate::device::DeviceRef;
+use crate::device::{DeviceRef, Precision};
 use crate::rng::{Rng, Stream};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
@@ -99,9 +99,10 @@ impl Model {
         device: &DeviceRef,
         architecture: &Architecture,
         positions: usize,
+        precision: Precision,
         init: Init,
     ) -> Result<Model> {
-        let model = Model::new(device, architecture, positions)?;
+        let model = Model::new(device, architecture, positions, precision)?;
         let mut blocks = empty_blocks(&model.layout);
         let mut number = 0;
         for_each_part_mut(&model.layout, &mut blocks, |name, _, values| {
@@ -114,9 +115,15 @@ impl Model {
     }
 
     /// Loads a checkpoint directory. Errors: as [`Model::restore`], and a `config.json` that cannot be used.
-    pub fn load(device: &DeviceRef, dir: &Path, positions: usize, init: Init) -> Result<Model> {
+    pub fn load(
+        device: &DeviceRef,
+        dir: &Path,
+        positions: usize,
+        precision: Precision,
+        init: Init,
+    ) -> Result<Model> {
         let architecture = Architecture::load(&dir.join("config.json"))?;
-        let model = Model::new(device, &architecture, positions)?;
+        let model = Model::new(device, &architecture, positions, precision)?;
         model.restore(dir, init)?;
         Ok(model)
     }

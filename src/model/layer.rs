@@ -100,7 +100,7 @@ pub fn project(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Lay
     rmsnorm::forward(s, x.x_in, norm, x.h1, x.rstd1, plain, a.eps);
     let bias = ids.qkv_bias.map(|id| w.slice(id));
     let qkv = dims(t, a.qkv_width(), a.hidden);
-    linear(s, x.h1, w.slice(ids.qkv), bias, x.qkv, qkv);
+    linear(s, x.h1, w.operand(ids.qkv), bias, x.qkv, qkv);
     let mut rotated = x.qkv;
     if let (Some((normed, q_rstd, k_rstd)), Some((q_norm, k_norm))) = (x.qk_normed, ids.qk_norm) {
         let (q, k) = pass.head_parts();
@@ -121,7 +121,7 @@ pub fn select<'a>(
     (index, records, n): (Slice, Slice, Size),
 ) -> (Pass<'a>, LayerActs) {
     assert_eq!(pass.from, 0, "rows are counted from the forest's first");
-    let (x_in, q) = (x.h1, x.qkv);
+    let (x_in, q) = (x.gate_up.words(), x.qkv);
     gather_rows(s, pass.rows, index, records, n, Row::WORDS);
     gather_rows(s, x.x_in, index, x_in, n, pass.a.hidden);
     gather_rows(s, x.q, index, q, n, pass.a.q_width());
@@ -140,13 +140,13 @@ pub fn finish(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Laye
     let (rows, shape) = (pass.records(), pass.attention_dims());
     attention::forward(s, rows, pass.parent, x.q, x.kv, x.o, x.lse, shape);
     let o = dims(t, d, a.q_width());
-    linear_onto(s, x.o, w.slice(ids.o), x.x_in, x.x_mid, o);
+    linear_onto(s, x.o, w.operand(ids.o), x.x_in, x.x_mid, o);
     let (norm, plain) = (w.slice(ids.post_norm), Heads::plain(t, d));
     rmsnorm::forward(s, x.x_mid, norm, x.h2, x.rstd2, plain, a.eps);
-    let gate_up = w.slice(ids.gate_up);
+    let gate_up = w.operand(ids.gate_up);
     linear(s, x.h2, gate_up, None, x.gate_up, dims(t, 2 * f, d));
     swiglu::forward(s, x.gate_up, x.act, t, f);
-    let down = w.slice(ids.down);
+    let down = w.operand(ids.down);
     linear_onto(s, x.act, down, x.x_mid, x.x_out, dims(t, d, f));
 }
 
@@ -188,21 +188,22 @@ pub fn backward(
     let a = pass.a;
     let (d, f) = (a.hidden, a.intermediate);
     let pair = |id| (w.slice(id), dw.slice(id));
+    let matrix = |id| (w.operand(id), dw.slice(id));
     let finished = pass.starting(from);
     let (t, x, g) = (finished.tokens, all.skip(a, from), all_g.skip(a, from));
 
-    let (down, d_down) = pair(ids.down);
+    let (down, d_down) = matrix(ids.down);
     let (into, shape) = ((g.act, d_down), dims(t, d, f));
     linear_backward(s, shape, (x.act, down), g.residual, into);
     swiglu::backward(s, x.gate_up, g.act, g.gate_up, t, f);
-    let (gate_up, d_gate_up) = pair(ids.gate_up);
+    let (gate_up, d_gate_up) = matrix(ids.gate_up);
     let (into, shape) = ((g.h, d_gate_up), dims(t, 2 * f, d));
     linear_backward(s, shape, (x.h2, gate_up), g.gate_up, into);
     let (post, d_post) = pair(ids.post_norm);
     let plain = Heads::plain(t, d);
     rmsnorm::weight_gradient(s, x.x_mid, x.rstd2, g.h, d_post, scratch, plain);
     rmsnorm::backward(s, x.x_mid, post, x.rstd2, g.h, g.residual, plain, true);
-    let (o, d_o) = pair(ids.o);
+    let (o, d_o) = matrix(ids.o);
     let (into, shape) = ((g.o, d_o), dims(t, d, a.q_width()));
     linear_backward(s, shape, (x.o, o), g.residual, into);
 
@@ -222,7 +223,7 @@ pub fn backward(
     let shape = pass.attention_dims();
     attention::backward(s, on, shape, from);
     if from > 0 {
-        fill::fill_f32(s, g.q.first(from * a.q_width()), 0.0);
+        fill::fill_f32(s, g.q.first(from * a.q_width()).words(), 0.0);
     }
     rope::backward(s, pass.rows, pass.table, g.q, g.kv, g.qkv, shape);
     if let (Some((_, q_rstd, k_rstd)), Some((q_norm, k_norm))) = (x.qk_normed, ids.qk_norm) {
@@ -236,7 +237,7 @@ pub fn backward(
     if let Some(bias) = ids.qkv_bias {
         column_sum::column_sum(s, g.qkv, dw.slice(bias), t, a.qkv_width(), true);
     }
-    let (qkv, d_qkv) = pair(ids.qkv);
+    let (qkv, d_qkv) = matrix(ids.qkv);
     let (into, shape) = ((g.h, d_qkv), dims(t, a.qkv_width(), d));
     linear_backward(s, shape, (x.h1, qkv), g.qkv, into);
     let (input, d_input) = pair(ids.input_norm);

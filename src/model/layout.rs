@@ -5,7 +5,8 @@
 //! tensors only when read from or written to a file.
 
 use super::architecture::Architecture;
-use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Slice};
+use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Slice, Stream};
+use crate::kernels::copy::copy;
 use anyhow::Result;
 
 /// One stored tensor: the rows of one or more Hugging Face tensors on top of each other.
@@ -86,7 +87,8 @@ impl Builder {
             self.blocks.len() - 1
         });
         let offset = self.blocks[block].words;
-        self.blocks[block].words = (offset + words).next_multiple_of(ALIGN_WORDS);
+        // A tensor begins on a whole line as f16 too.
+        self.blocks[block].words = (offset + words).next_multiple_of(2 * ALIGN_WORDS);
         self.tensors.push(Tensor {
             parts,
             words,
@@ -193,6 +195,10 @@ pub struct Weights {
     pub blocks: Vec<Buffer>,
     /// The slice of each tensor.
     slices: Vec<Slice>,
+    /// By block: its values as f16, where products read those.
+    halves: Vec<Option<Buffer>>,
+    /// The slice of each tensor that products read.
+    operands: Vec<Slice>,
 }
 
 impl Weights {
@@ -203,16 +209,59 @@ impl Weights {
             .iter()
             .map(|b| Buffer::new(device, what, b.words))
             .collect::<Result<Vec<_>>>()?;
-        let slices = layout
+        let slices: Vec<Slice> = layout
             .tensors
             .iter()
             .map(|t| blocks[t.block].slice(t.offset, t.words))
             .collect();
-        Ok(Weights { blocks, slices })
+        Ok(Weights {
+            halves: blocks.iter().map(|_| None).collect(),
+            operands: slices.clone(),
+            blocks,
+            slices,
+        })
+    }
+
+    /// Zeros whose matrices products read in `precision`. The values themselves are f32 in any case: updates are smaller
+    /// than what f16 can tell apart.
+    pub fn operands(
+        device: &DeviceRef,
+        layout: &Layout,
+        what: &str,
+        precision: Precision,
+    ) -> Result<Weights> {
+        let mut made = Self::zeros(device, layout, what)?;
+        if precision == Precision::F32 {
+            return Ok(made);
+        }
+        for (i, block) in layout.blocks.iter().enumerate().filter(|(_, b)| b.decayed) {
+            let label = format!("{what}, f16");
+            let halves = Buffer::new(device, &label, precision.words(block.words))?;
+            let tensors = layout.tensors.iter().enumerate();
+            for (number, t) in tensors.filter(|(_, t)| t.block == i) {
+                made.operands[number] = precision.of(halves.all()).part(t.offset, t.words);
+            }
+            made.halves[i] = Some(halves);
+        }
+        Ok(made)
     }
 
     pub fn slice(&self, id: Id) -> Slice {
         self.slices[id.0]
+    }
+
+    /// A matrix as products read it.
+    pub fn operand(&self, id: Id) -> Slice {
+        self.operands[id.0]
+    }
+
+    /// Records what brings the operands up to date: to follow every change of the values on the device.
+    pub fn refresh(&self, s: &mut Stream) {
+        for (block, halves) in self.blocks.iter().zip(&self.halves) {
+            if let Some(halves) = halves {
+                copy(s, block.all(), halves.all().halves(), block.len());
+            }
+        }
     }
 
     /// Writes one family from host values, a vector per block.
@@ -220,7 +269,12 @@ impl Weights {
         for (buffer, values) in self.blocks.iter().zip(blocks) {
             buffer.write_f32(values)?;
         }
-        Ok(())
+        let mut s = Stream::new();
+        self.refresh(&mut s);
+        match self.blocks.first() {
+            Some(block) => block.device().run(&s),
+            None => Ok(()),
+        }
     }
 
     /// Host values, a vector per block.

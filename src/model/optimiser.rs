@@ -1,12 +1,45 @@
 //! AdamW over a model's blocks, with the global gradient norm and clipping (spec 9).
 
 use super::layout::{Layout, Weights};
-use crate::device::{Buffer, DeviceRef, Slice, Stream};
+use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
+use crate::kernels::scale::scale;
 use crate::kernels::{adamw, grad_norm};
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 /// Partial sums of the gradient norm.
 const MAX_PARTIALS: usize = 1 << 16;
+
+/// Finite steps after which the loss scale is doubled.
+const GROWTH: u32 = 1000;
+
+/// What gradients are multiplied by on their way through activations of f16, which has no room for small ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossScale {
+    pub factor: f32,
+    /// Finite steps since it last moved.
+    pub calm: f32,
+}
+
+impl LossScale {
+    /// Among the words of [`Optimiser::norm`].
+    pub fn read(norm: &[u32]) -> LossScale {
+        LossScale {
+            factor: f32::from_bits(norm[grad_norm::LOSS_SCALE]),
+            calm: f32::from_bits(norm[grad_norm::CALM]),
+        }
+    }
+
+    const NONE: LossScale = LossScale {
+        factor: 1.0,
+        calm: 0.0,
+    };
+    /// Too large for some models; a few steps halve it.
+    const START: LossScale = LossScale {
+        factor: 65_536.0,
+        calm: 0.0,
+    };
+}
 
 /// f32 moments and the gradient of one model.
 pub struct Optimiser {
@@ -14,8 +47,9 @@ pub struct Optimiser {
     pub first_moment: Weights,
     pub second_moment: Weights,
     partials: Buffer,
-    /// What [`grad_norm::finish`] wrote last; it counts the updates too.
+    /// What [`grad_norm::finish`] wrote last; it counts the updates too, and holds the loss scale.
     pub norm: Buffer,
+    precision: Precision,
     decayed: Vec<bool>,
     sizes: Vec<usize>,
 }
@@ -33,8 +67,10 @@ pub struct Update {
 }
 
 impl Optimiser {
-    pub fn new(device: &DeviceRef, layout: &Layout) -> Result<Optimiser> {
-        Ok(Optimiser {
+    /// For a model of that precision.
+    pub fn new(device: &DeviceRef, layout: &Layout, precision: Precision) -> Result<Optimiser> {
+        let made = Optimiser {
+            precision,
             gradient: Weights::zeros(device, layout, "gradients")?,
             first_moment: Weights::zeros(device, layout, "first moments")?,
             second_moment: Weights::zeros(device, layout, "second moments")?,
@@ -42,7 +78,9 @@ impl Optimiser {
             norm: Buffer::new(device, "gradient norm", grad_norm::WORDS)?,
             decayed: layout.blocks.iter().map(|b| b.decayed).collect(),
             sizes: layout.blocks.iter().map(|b| b.words).collect(),
-        })
+        };
+        made.resume(0, None)?;
+        Ok(made)
     }
 
     /// Records the global norm of the gradient and one AdamW update of `weights`; a gradient that is not finite leaves
@@ -54,7 +92,12 @@ impl Optimiser {
             count += grad_norm::partial(s, gradient.all(), partials, count, n);
         }
         let betas = [update.beta1, update.beta2];
-        grad_norm::finish(s, partials, count, update.clip_norm, betas, self.norm());
+        let growth = match self.precision {
+            Precision::F32 => 0,
+            Precision::F16 => GROWTH,
+        };
+        let (clip, norm) = (update.clip_norm, self.norm());
+        grad_norm::finish(s, partials, count, clip, betas, growth, norm);
         for (i, &n) in self.sizes.iter().enumerate() {
             let hyper = adamw::Hyper {
                 lr: update.lr,
@@ -78,18 +121,41 @@ impl Optimiser {
                 n,
             );
         }
+        weights.refresh(s);
     }
 
-    /// Tells the device how many updates were made: a run is resumed.
-    pub fn set_applied(&self, updates: u64) -> Result<()> {
+    /// Tells the device how many updates were made, and the loss scale if one was kept: a run is resumed.
+    pub fn resume(&self, updates: u64, loss_scale: Option<LossScale>) -> Result<()> {
+        let scale = loss_scale.unwrap_or(match self.precision {
+            Precision::F32 => LossScale::NONE,
+            Precision::F16 => LossScale::START,
+        });
         let mut words = [0.0; grad_norm::WORDS];
         words[grad_norm::APPLIED] = updates as f32;
+        words[grad_norm::LOSS_SCALE] = scale.factor;
+        words[grad_norm::CALM] = scale.calm;
         self.norm.write_f32(&words)
+    }
+
+    /// Whether there is a loss scale.
+    pub fn is_scaled(&self) -> bool {
+        self.precision == Precision::F16
+    }
+
+    /// `x` [n] times the loss scale: itself where nothing is scaled, else written to `to`.
+    pub fn scaled(&self, s: &mut Stream, x: Slice, to: Slice, n: Size) -> Slice {
+        match self.precision {
+            Precision::F32 => x,
+            Precision::F16 => {
+                scale(s, x, self.norm(), grad_norm::LOSS_SCALE, to, n);
+                to
+            }
+        }
     }
 
     /// Forgets the moments: a new stage begins.
     pub fn reset(&self) -> Result<()> {
-        self.set_applied(0)?;
+        self.resume(0, None)?;
         for moment in [&self.first_moment, &self.second_moment] {
             moment.write(&self.sizes.iter().map(|&n| vec![0.0; n]).collect::<Vec<_>>())?;
         }

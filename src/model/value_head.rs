@@ -43,10 +43,17 @@ impl Model {
             k: k.into(),
         };
         let bias = Some(w.slice(ids.fc1_bias));
-        linear(s, acts.hidden, w.slice(ids.fc1), bias, acts.fc1, dims(d, d));
+        linear(
+            s,
+            acts.hidden,
+            w.operand(ids.fc1),
+            bias,
+            acts.fc1,
+            dims(d, d),
+        );
         silu::forward(s, acts.fc1, acts.fc1_act, t * d);
         let bias = Some(w.slice(ids.fc2_bias));
-        linear(s, acts.fc1_act, w.slice(ids.fc2), bias, value, dims(1, d));
+        linear(s, acts.fc1_act, w.operand(ids.fc2), bias, value, dims(1, d));
     }
 
     /// Back from dLoss/dV (`d_value` [T]) at the rows from `from` on, those that [`Model::value`] was asked for: weight
@@ -78,12 +85,12 @@ impl Model {
             n: d,
             k: k.into(),
         };
-        let (fc2, d_fc2) = (w.slice(ids.fc2), dw.slice(ids.fc2));
+        let (fc2, d_fc2) = (w.operand(ids.fc2), dw.slice(ids.fc2));
         matmul(s, Form::TN, d_value, value.fc1_act, d_fc2, columns(1), true);
         column_sum::column_sum(s, d_value, dw.slice(ids.fc2_bias), n, 1, true);
         matmul(s, Form::NN, d_value, fc2, fc1_act, rows(1), false);
         silu::backward(s, value.fc1, fc1_act, fc1, n * d);
-        let (weight, d_weight) = (w.slice(ids.fc1), dw.slice(ids.fc1));
+        let (weight, d_weight) = (w.operand(ids.fc1), dw.slice(ids.fc1));
         matmul(s, Form::TN, fc1, value.hidden, d_weight, columns(d), true);
         column_sum::column_sum(s, fc1, dw.slice(ids.fc1_bias), n, d, true);
         matmul(s, Form::NN, fc1, weight, layer.h, rows(d), false);

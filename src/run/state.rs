@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::disk::atomic_write;
+use crate::model::optimiser::LossScale;
 
 /// The stages of a run, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub struct State {
     pub skipped_steps: u64,
     /// Updates of the weights that were made in this stage: AdamW's count.
     pub updates: u64,
+    /// The loss scale, where `precision` asks for one.
+    #[serde(default)]
+    pub loss_scale: Option<LossScale>,
     /// Wall-clock seconds of training in all stages, resumed parts added up.
     pub elapsed_seconds: f64,
     /// What a stage needs beyond the above.
@@ -82,6 +86,7 @@ impl State {
             decode_tokens: 0,
             skipped_steps: 0,
             updates: 0,
+            loss_scale: None,
             elapsed_seconds: 0.0,
             extra: Map::new(),
         }

@@ -38,7 +38,14 @@ pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
     };
     let architecture = job::architecture(config, data);
     let positions = job::positions(data);
-    let model = Model::initialised(device, &architecture, positions, init).unwrap();
+    let model = Model::initialised(
+        device,
+        &architecture,
+        positions,
+        job::precision(config),
+        init,
+    )
+    .unwrap();
     let capacity = Capacity {
         tokens: 1024,
         rows: 1024,

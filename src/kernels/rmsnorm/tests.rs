@@ -52,17 +52,11 @@ fn values_and_gradients_match_f64() {
     devices::each(|h| {
         for heads in shapes() {
             let n = heads.rows * heads.stride;
-            let (x, w, dy) = (
-                h.random("x", n),
-                h.random("w", heads.dim),
-                h.random("dy", n),
-            );
-            let (y, rstd) = (h.random("y", n), h.random("rstd", heads.vectors()));
+            let (x, w, dy) = (h.random("x", n), h.random("w", heads.dim), h.real("dy", n));
+            let (y, rstd) = (h.real("y", n), h.random("rstd", heads.vectors()));
             let (dx, dw) = (h.random("dx", n), h.random("dw", heads.dim));
-            let (sum, g) = (
-                h.random("sum", n),
-                h.f32("g", bytemuck::cast_slice(&dy.words)),
-            );
+            let same: Vec<f32> = dy.f64().iter().map(|&v| v as f32).collect();
+            let (sum, g) = (h.random("sum", n), h.stored("g", &same));
             let scratch = h.random("scratch", scratch_words(heads));
             let [xs, ws, rs, dys] = [&x, &w, &rstd, &dy].map(|b| b.slice());
             let s = h.stream();
