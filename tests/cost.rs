@@ -8,7 +8,7 @@ use vstar::decode::Plan;
 use vstar::decode::search::Decoding;
 use vstar::device::cpu::Cpu;
 use vstar::device::recorder::Recorder;
-use vstar::device::{ALIGN_WORDS, Cost, DeviceRef, Launch, Stream};
+use vstar::device::{ALIGN_WORDS, Cost, DeviceRef, Launch, Precision, Stream};
 use vstar::forest::ForestSize;
 use vstar::model::Family;
 
@@ -58,6 +58,7 @@ fn small(family: Family) -> Shape {
         parts: 1,
         prompts: 3,
         history: 4,
+        precision: Precision::F32,
     }
 }
 

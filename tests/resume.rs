@@ -211,6 +211,18 @@ fn a_gpu_run_goes_on_with_the_same_bits() {
 }
 
 #[test]
+fn an_f16_run_goes_on_with_the_same_bits() {
+    let small = [
+        "precision=f16",
+        "eval.max_users=16",
+        "sft.eval_users=16",
+        "rl.eval_users=16",
+        "eval.baselines=false",
+    ];
+    resumes_with_the_same_bits(cpu(), &small, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
+}
+
+#[test]
 fn a_stage_alone_goes_on_with_the_same_bits() {
     let data = dataset();
     let temporary = tempfile::tempdir().unwrap();

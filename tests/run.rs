@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use tempfile::tempdir;
 use vstar::config::Config;
+use vstar::model::optimiser::LossScale;
 use vstar::run::{Checkpoints, Located, Metrics, RunFolder, Stage, State, locate_model};
 
 fn state(stage: Stage, step: u64) -> State {
@@ -256,6 +257,10 @@ fn a_state_reads_back_to_the_bit() {
     let mut extra = Map::new();
     extra.insert("reference_step".into(), json!(40));
     let mut state = State {
+        loss_scale: Some(LossScale {
+            factor: 1024.0,
+            calm: 17.0,
+        }),
         stage: Stage::Rl,
         step: 120,
         epoch: 3,

@@ -67,7 +67,8 @@ impl Args {
             seed: config.seed,
             std: config.model.init_std as f32,
         };
-        let (positions, precision) = (job::positions(&data), job::precision(&config));
+        let positions = job::positions(&data);
+        let precision = job::tried_precision(&device, &config)?;
         Ok(Trained {
             model: job::load_model(
                 &device,

@@ -9,10 +9,10 @@ use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 use super::DeviceArgs;
-use super::whole_steps::{Step, WHOLE_STEPS};
+use super::whole_steps::{HALF_STEPS, Step, WHOLE_STEPS};
 use crate::device::choose::{NO_HARDWARE, adapters, choose_index};
 use crate::device::gpu::{Gpu, GpuOptions, describe};
-use crate::device::lockstep::{TOLERANCE, Worst};
+use crate::device::lockstep::{HALF_TOLERANCE, TOLERANCE, Worst};
 use crate::device::trial::attempt;
 use crate::device::tuning::Forms;
 use crate::device::{DeviceInfo, DeviceRef, Precision};
@@ -24,7 +24,7 @@ use crate::kernels::{self, Cases};
 /// Runs every kernel over many shapes, then a whole step of fine-tuning and one of reinforcement
 /// learning in lockstep, and prints the worst relative error of each, and of each form of a kernel.
 /// Everything is done twice: as the adapter offers, and under the least limits any adapter has, with
-/// every access checked. Fails if any error is too large.
+/// every access checked; and again with f16 where it is offered. Fails if any error is too large.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -84,12 +84,14 @@ struct Compared {
 enum Check {
     Kernel(&'static str, Cases),
     Step(&'static str, Step),
+    /// One with f16.
+    HalfStep(&'static str, Step),
 }
 
 impl Check {
     fn name(self) -> &'static str {
         match self {
-            Check::Kernel(name, _) | Check::Step(name, _) => name,
+            Check::Kernel(name, _) | Check::Step(name, _) | Check::HalfStep(name, _) => name,
         }
     }
 
@@ -112,7 +114,7 @@ impl Check {
                     halves = harness.has_reals() && device.has_halves();
                     outcome
                 }
-                Check::Step(_, step) => step(&device),
+                Check::Step(_, step) | Check::HalfStep(_, step) => step(&device),
             };
             let worst = pair.worst();
             Ok(Compared {
@@ -129,6 +131,8 @@ impl Check {
 struct Report {
     device: DeviceInfo,
     tolerance: f64,
+    /// Of outputs stored as f16; none where the adapter has no f16.
+    half_tolerance: Option<f64>,
     checks: Vec<Row>,
     passed: usize,
     failed: usize,
@@ -159,7 +163,12 @@ impl Row {
     fn of(check: Check, adapter: &wgpu::Adapter, form: Option<&'static str>) -> Row {
         let mut kernels: BTreeMap<_, KernelRow> = BTreeMap::new();
         let mut errors = Vec::new();
+        let halves = matches!(check, Check::HalfStep(..));
         for (how, options) in OPENINGS {
+            // f16 is no default feature.
+            if halves && options.bare {
+                continue;
+            }
             let first = form.map_or(Forms::Fixed, Forms::Named);
             let mut left = vec![(first, Precision::F32)];
             while let Some((forms, precision)) = left.pop() {
@@ -203,7 +212,7 @@ impl Row {
         let worst = kernels.values().map(|k| k.worst_relative_error);
         Row {
             name: check.name(),
-            whole_step: matches!(check, Check::Step(..)),
+            whole_step: !matches!(check, Check::Kernel(..)),
             launches: kernels.values().map(|k| k.launches).sum(),
             worst_relative_error: worst.reduce(f64::max).filter(|error| error.is_finite()),
             kernels,
@@ -237,9 +246,13 @@ impl Row {
 /// # Errors
 /// There is no GPU to compare, no kernel of that name, or some comparison fails.
 pub fn run(args: Args) -> Result<()> {
-    let checks = select(args.kernel.as_deref())?;
+    let mut checks = select(args.kernel.as_deref())?;
     let form = args.device.form_name()?;
     let adapter = subject(&args.device)?;
+    let halves = adapter.features().contains(wgpu::Features::SHADER_F16);
+    if !halves {
+        checks.retain(|check| !matches!(check, Check::HalfStep(..)));
+    }
     let device = describe(&adapter);
     let width = checks
         .iter()
@@ -249,7 +262,13 @@ pub fn run(args: Args) -> Result<()> {
         .max(6);
     let mut out = stdout().lock();
     if !args.json {
-        writeln!(out, "{device} against the CPU, tolerance {TOLERANCE:.0e}")?;
+        writeln!(
+            out,
+            "{device} against the CPU, tolerance {TOLERANCE:.0e}, of f16 {HALF_TOLERANCE:.0e}"
+        )?;
+        if !halves {
+            writeln!(out, "this adapter has no f16 (SHADER_F16)")?;
+        }
         writeln!(out, "{:width$}  launches  worst error", "kernel")?;
     }
     let mut rows = Vec::new();
@@ -269,6 +288,7 @@ pub fn run(args: Args) -> Result<()> {
         let report = Report {
             device,
             tolerance: TOLERANCE,
+            half_tolerance: halves.then_some(HALF_TOLERANCE),
             checks: rows,
             passed,
             failed,
@@ -323,11 +343,12 @@ fn select(pattern: Option<&str>) -> Result<Vec<Check>> {
         .map(|&(name, cases)| Check::Kernel(name, cases))
         .collect();
     match pattern {
-        None => checks.extend(
-            WHOLE_STEPS
-                .iter()
-                .map(|&(name, step)| Check::Step(name, step)),
-        ),
+        None => {
+            let whole = WHOLE_STEPS.iter();
+            checks.extend(whole.map(|&(name, step)| Check::Step(name, step)));
+            let halves = HALF_STEPS.iter();
+            checks.extend(halves.map(|&(name, step)| Check::HalfStep(name, step)));
+        }
         Some(pattern) => {
             let known: Vec<_> = kernels::CASES.iter().map(|(name, _)| *name).collect();
             ensure!(
@@ -427,17 +448,23 @@ mod tests {
     #[test]
     fn the_whole_steps_pass_and_run_every_kernel_of_training() {
         let mut ran = BTreeSet::new();
-        for &(name, step) in WHOLE_STEPS {
-            let row = row(Check::Step(name, step));
-            assert!(row.passed, "{name}: {:?}", row.error);
+        let whole = WHOLE_STEPS
+            .iter()
+            .map(|&(name, step)| Check::Step(name, step));
+        let halves = HALF_STEPS
+            .iter()
+            .map(|&(name, step)| Check::HalfStep(name, step));
+        for check in whole.chain(halves) {
+            let row = row(check);
+            assert!(row.passed, "{}: {:?}", check.name(), row.error);
             let kernel = |key: String| key.split('/').next().unwrap_or_default().to_string();
             ran.extend(row.kernels.into_keys().map(kernel));
         }
         let mut resting: Vec<_> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
         resting.retain(|&name| !ran.contains(name));
-        // What measures ceilings, a reference that moves, the generator's own check, and sampling instead of value-guided
+        // What measures a ceiling, a reference that moves, the generator's own check, and sampling instead of value-guided
         // decoding.
-        assert_eq!(resting, ["copy", "fma", "lerp", "rng", "sample"]);
+        assert_eq!(resting, ["fma", "lerp", "rng", "sample"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::config::{Arch, Config, PromptAttention};
+use crate::config::{Arch, Config, Precision, PromptAttention};
 use crate::data::{Dataset, LoadOptions};
 use crate::decode::search::{Decoding, Searcher};
 use crate::device::DeviceRef;
@@ -35,6 +35,16 @@ pub const WHOLE_STEPS: &[(&str, Step)] = &[
     }),
     ("rl step, qwen2", |device| {
         Steps::small(Arch::Qwen2)?.reinforce(device)
+    }),
+];
+
+/// The same with activations and operands of f16, for devices that have it.
+pub const HALF_STEPS: &[(&str, Step)] = &[
+    ("sft step, f16", |device| {
+        Steps::small(Arch::Qwen3)?.halved().fine_tune(device)
+    }),
+    ("rl step, f16", |device| {
+        Steps::small(Arch::Qwen2)?.halved().reinforce(device)
     }),
 ];
 
@@ -76,6 +86,11 @@ impl Steps {
             documents: DOCUMENTS,
             part: PART,
         })
+    }
+
+    fn halved(mut self) -> Steps {
+        self.config.precision = Precision::F16;
+        self
     }
 
     /// Weights far larger than a run starts with, so that log-probs are far from uniform and no two candidates tie.

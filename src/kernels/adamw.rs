@@ -177,10 +177,7 @@ mod tests {
         devices::each(|h| {
             let param = h.random("param", N);
             let (m, v) = (h.f32("m", &[0.0; N]), h.f32("v", &[0.0; N]));
-            let (partials, norm) = (
-                h.f32("partials", &[0.0]),
-                h.f32("norm", &[0.0; grad_norm::WORDS]),
-            );
+            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &grad_norm::START));
             let mut want = param.f64();
             let (mut m64, mut v64) = (vec![0.0; N], vec![0.0; N]);
             for t in 1..=5 {
@@ -190,7 +187,7 @@ mod tests {
                 let s = h.stream();
                 grad_norm::partial(s, g, partials.slice(), 0, N);
                 let betas = [hyper.beta1, hyper.beta2];
-                grad_norm::finish(s, partials.slice(), 1, CLIP, betas, norm.slice());
+                grad_norm::finish(s, partials.slice(), 1, CLIP, betas, 0, norm.slice());
                 step(s, w, g, m.slice(), v.slice(), norm.slice(), hyper, N);
                 h.run().unwrap();
 
@@ -222,15 +219,12 @@ mod tests {
             values[7] = f32::NAN;
             let (param, grad) = (h.random("param", 300), h.f32("grad", &values));
             let (m, v) = (h.random("m", 300), h.random("v", 300));
-            let (partials, norm) = (
-                h.f32("partials", &[0.0]),
-                h.f32("norm", &[0.0; grad_norm::WORDS]),
-            );
+            let (partials, norm) = (h.f32("partials", &[0.0]), h.f32("norm", &grad_norm::START));
             let (w, g) = (param.slice(), grad.slice());
             let s = h.stream();
             grad_norm::partial(s, g, partials.slice(), 0, 300);
             let betas = [TYPICAL.beta1, TYPICAL.beta2];
-            grad_norm::finish(s, partials.slice(), 1, 1.0, betas, norm.slice());
+            grad_norm::finish(s, partials.slice(), 1, 1.0, betas, 0, norm.slice());
             step(s, w, g, m.slice(), v.slice(), norm.slice(), TYPICAL, 300);
             h.run().unwrap();
             for buffer in [&param, &m, &v] {

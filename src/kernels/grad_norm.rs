@@ -85,6 +85,9 @@ pub const APPLIED: usize = 3;
 pub const LOSS_SCALE: usize = 6;
 pub const CALM: usize = 7;
 
+/// What [`finish`] finds there before the first update: nothing is scaled.
+pub const START: [f32; WORDS] = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+
 /// The largest loss scale.
 const MAX_LOSS_SCALE: f32 = 16_777_216.0;
 

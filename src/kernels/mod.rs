@@ -16,6 +16,7 @@ pub mod fill;
 pub mod fma;
 pub mod gather;
 pub mod grad_norm;
+pub mod half_test;
 pub mod harness;
 mod lanes;
 pub mod lerp;

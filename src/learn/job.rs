@@ -12,6 +12,7 @@ use crate::eval::metrics::Evaluation;
 use crate::eval::per_user::{Credit, Gain};
 use crate::eval::report::{Report, Row, compare, table};
 use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
+use crate::kernels::half_test::half_test;
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
 use crate::run::{Stage, State, locate_model};
@@ -58,6 +59,15 @@ pub fn precision(config: &Config) -> Precision {
         config::Precision::F32 => Precision::F32,
         config::Precision::F16 => Precision::F16,
     }
+}
+
+/// As [`precision`], tried on the device. Errors: it has no f16, or gets it wrong.
+pub fn tried_precision(device: &DeviceRef, config: &Config) -> Result<Precision> {
+    let precision = precision(config);
+    if precision == Precision::F16 && device.has_halves() {
+        half_test(device)?;
+    }
+    Ok(precision)
 }
 
 /// Tokens of the longest prompt and candidate.
@@ -158,7 +168,7 @@ pub fn run(
         restore_choices(device, checkpoint);
     }
     let plan = sft::Plan::new(&context)?;
-    let (init, precision) = (context.init(), precision(config));
+    let (init, precision) = (context.init(), tried_precision(device, config)?);
     let positions = plan.longest(data.catalog.levels()).max(positions(data));
     let given = match config.model.init.as_str() {
         "" => None,

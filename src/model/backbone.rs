@@ -38,7 +38,8 @@ pub struct Asked {
 }
 
 impl Model {
-    /// Zero weights for documents of up to `positions` tokens.
+    /// Zero weights for documents of up to `positions` tokens. Errors: sizes that do not fit together; f16 on a device
+    /// without it.
     pub fn new(
         device: &DeviceRef,
         architecture: &Architecture,
@@ -46,6 +47,11 @@ impl Model {
         precision: Precision,
     ) -> Result<Model> {
         architecture.validate()?;
+        ensure!(
+            precision == Precision::F32 || device.has_halves(),
+            "{}: this device has no f16 in shaders (SHADER_F16): use precision=f32",
+            device.info()
+        );
         let layout = Layout::new(architecture);
         let weights = Weights::operands(device, &layout, "weights", precision)?;
         let table = rope::table(positions, architecture.head_dim, architecture.rope_theta);

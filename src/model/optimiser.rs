@@ -30,10 +30,6 @@ impl LossScale {
         }
     }
 
-    const NONE: LossScale = LossScale {
-        factor: 1.0,
-        calm: 0.0,
-    };
     /// Too large for some models; a few steps halve it.
     const START: LossScale = LossScale {
         factor: 65_536.0,
@@ -126,14 +122,13 @@ impl Optimiser {
 
     /// Tells the device how many updates were made, and the loss scale if one was kept: a run is resumed.
     pub fn resume(&self, updates: u64, loss_scale: Option<LossScale>) -> Result<()> {
-        let scale = loss_scale.unwrap_or(match self.precision {
-            Precision::F32 => LossScale::NONE,
-            Precision::F16 => LossScale::START,
-        });
-        let mut words = [0.0; grad_norm::WORDS];
+        let mut words = grad_norm::START;
         words[grad_norm::APPLIED] = updates as f32;
-        words[grad_norm::LOSS_SCALE] = scale.factor;
-        words[grad_norm::CALM] = scale.calm;
+        if self.is_scaled() {
+            let scale = loss_scale.unwrap_or(LossScale::START);
+            words[grad_norm::LOSS_SCALE] = scale.factor;
+            words[grad_norm::CALM] = scale.calm;
+        }
         self.norm.write_f32(&words)
     }
 
