@@ -69,14 +69,14 @@ impl Lockstep {
 }
 
 /// What the words of an output hold.
-enum Elements {
+pub(super) enum Elements {
     Integers,
     Floats,
     Halves,
 }
 
 impl Elements {
-    fn of(ty: Type, slice: Slice) -> Elements {
+    pub(super) fn of(ty: Type, slice: Slice) -> Elements {
         match (ty, slice.half) {
             (Type::U32, _) => Elements::Integers,
             (_, false) => Elements::Floats,
@@ -91,8 +91,10 @@ impl Elements {
         }
     }
 
-    fn floats(&self, words: &[u32]) -> Vec<f32> {
+    /// As numbers.
+    pub(super) fn floats(&self, words: &[u32]) -> Vec<f32> {
         match self {
+            Elements::Integers => words.iter().map(|&w| w as f32).collect(),
             Elements::Halves => widened(words),
             _ => bytemuck::cast_slice(words).to_vec(),
         }

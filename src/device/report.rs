@@ -37,6 +37,8 @@ pub struct AdapterReport {
     pub limits: Limits,
     /// Name to whether the adapter has it.
     pub features: BTreeMap<&'static str, bool>,
+    /// Products that cooperative matrices offer, as `16x16x16 f16 to f32`: rows, columns, terms, operands, sums.
+    pub cooperative: Vec<String>,
 }
 
 /// The limits that kernels and buffers run into. Sizes are in bytes.
@@ -83,6 +85,15 @@ impl AdapterReport {
             features: FEATURES
                 .into_iter()
                 .map(|(name, feature)| (name, features.contains(feature)))
+                .collect(),
+            cooperative: adapter
+                .cooperative_matrix_properties()
+                .iter()
+                .map(|p| {
+                    let [from, to] =
+                        [p.ab_type, p.cr_type].map(|t| format!("{t:?}").to_lowercase());
+                    format!("{}x{}x{} {from} to {to}", p.m_size, p.n_size, p.k_size)
+                })
                 .collect(),
         }
     }
@@ -133,6 +144,9 @@ impl std::fmt::Display for AdapterReport {
             Bytes(limits.workgroup_memory.into()),
             limits.workgroups_per_dimension
         )?;
+        if !self.cooperative.is_empty() {
+            writeln!(f, "      matrices   {}", self.cooperative.join(", "))?;
+        }
         writeln!(f, "      features   {}", self.features(true))?;
         write!(f, "      missing    {}", self.features(false))
     }

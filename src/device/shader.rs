@@ -12,6 +12,10 @@ const INCLUDES: &[(&str, &str)] = &[
     ("keys", include_str!("../../shaders/shared/keys.wgsl")),
     ("matmul", include_str!("../../shaders/shared/matmul.wgsl")),
     (
+        "matmul_cooperative",
+        include_str!("../../shaders/shared/matmul_cooperative.wgsl"),
+    ),
+    (
         "matmul_scalar",
         include_str!("../../shaders/shared/matmul_scalar.wgsl"),
     ),
@@ -36,12 +40,17 @@ const INCLUDES: &[(&str, &str)] = &[
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 
-/// The text of a shader whose bindings of [`Type::Real`] hold f16 where `halves` has their bit, else f32: `x_t` is the
+/// The text of a shader, its `enable` directives first, whose bindings of [`Type::Real`] hold f16 where `halves` has their bit, else f32: `x_t` is the
 /// element type of `x`. Errors: an unknown include.
 pub fn text(source: &str, bindings: &[Binding], halves: u32) -> Result<String> {
+    let expanded = expand_includes(source)?;
+    let directive = |line: &&str| line.starts_with("enable ");
     let mut text = String::new();
     if halves != 0 {
         text.push_str("enable f16;\n");
+    }
+    for line in expanded.lines().filter(directive) {
+        let _ = writeln!(text, "{line}");
     }
     for (i, binding) in bindings.iter().enumerate() {
         if binding.ty == Type::Real {
@@ -49,11 +58,14 @@ pub fn text(source: &str, bindings: &[Binding], halves: u32) -> Result<String> {
             let _ = writeln!(text, "alias {}_t = {ty};", binding.name);
         }
     }
-    text.push_str(&expand_includes(source)?);
+    for line in expanded.lines().filter(|line| !directive(line)) {
+        let _ = writeln!(text, "{line}");
+    }
     Ok(text)
 }
 
-/// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`. Errors: an unknown name.
+/// Replaces each `//!include NAME` line by the text of `shaders/shared/NAME.wgsl`, which may include others. Errors: an
+/// unknown name.
 fn expand_includes(source: &str) -> Result<String> {
     let mut out = String::with_capacity(source.len() + 1024);
     for line in source.lines() {
@@ -63,7 +75,7 @@ fn expand_includes(source: &str) -> Result<String> {
                     .iter()
                     .find(|(known, _)| *known == name.trim())
                     .ok_or_else(|| anyhow!("unknown include `{}`", name.trim()))?;
-                out.push_str(text);
+                out.push_str(&expand_includes(text)?);
             }
             None => out.push_str(line),
         }

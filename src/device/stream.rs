@@ -104,6 +104,9 @@ pub struct Form {
     pub home: Home,
     /// The least subgroup size it works with; 0 if it has no subgroup operations.
     pub subgroup: u32,
+    /// The side of the cooperative matrices it works with, whose operands are the first two bindings and whose sums are
+    /// f32; 0 if it has none.
+    pub cooperative: u32,
     /// Whether this form can run a launch with these parameter words.
     pub fits: fn(&[u32]) -> bool,
     /// Workgroups such a launch needs.
@@ -138,6 +141,7 @@ impl Form {
             constants: &[],
             home: Home::Software,
             subgroup: 0,
+            cooperative: 0,
             fits,
             grid,
         }

@@ -91,10 +91,30 @@ pub fn bits(set: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |i| set >> i & 1 == 1)
 }
 
-/// The forms of `kernel` that an adapter can run whose subgroups have at least `subgroup` lanes (0: it has none).
-pub fn offered(kernel: &Kernel, subgroup: u32) -> u32 {
-    let runs = |(i, form): (usize, &super::Form)| ((form.subgroup <= subgroup) as u32) << (i + 1);
-    1 | kernel.forms.iter().enumerate().map(runs).sum::<u32>()
+/// What an adapter has for forms that need more than every adapter has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offer {
+    /// The least size of a subgroup; 0 if there are no subgroup operations.
+    pub subgroup: u32,
+    /// Sides of the cooperative matrices with f32 sums, a power of two each, added up: with f32 and with f16 operands.
+    pub cooperative: [u32; 2],
+}
+
+impl Offer {
+    /// The forms of `kernel` it can run where the bindings `halves` hold f16.
+    pub fn forms(&self, kernel: &Kernel, halves: u32) -> u32 {
+        let sides = match halves & 3 {
+            0 => self.cooperative[0],
+            3 => self.cooperative[1],
+            _ => 0,
+        };
+        let runs = |(i, form): (usize, &super::Form)| {
+            let runs = form.subgroup <= self.subgroup
+                && (form.cooperative == 0 || form.cooperative & sides != 0);
+            (runs as u32) << (i + 1)
+        };
+        1 | kernel.forms.iter().enumerate().map(runs).sum::<u32>()
+    }
 }
 
 /// The choice without a measurement.
@@ -210,11 +230,36 @@ mod tests {
         stream.launches[0]
     }
 
+    fn offer(subgroup: u32) -> Offer {
+        Offer {
+            subgroup,
+            ..Offer::default()
+        }
+    }
+
+    #[test]
+    fn cooperative_matrices_are_for_the_operands_they_were_offered_for() {
+        let names = |cooperative, halves| -> Vec<&str> {
+            let offer = Offer {
+                subgroup: 32,
+                cooperative,
+            };
+            let forms = bits(offer.forms(&matmul::NN, halves));
+            let names = forms.map(|form| matmul::NN.form_name(form));
+            names.filter(|name| name.starts_with("coop")).collect()
+        };
+        assert!(names([0, 0], 0b1011).is_empty());
+        assert_eq!(names([8, 16], 0b0011), ["cooperative"]);
+        assert_eq!(names([8, 16], 0b1000), ["cooperative_small"]);
+        assert!(names([8, 16], 0b0010).is_empty());
+        assert_eq!(names([0, 24], 0b1011), ["cooperative", "cooperative_small"]);
+    }
+
     #[test]
     fn a_class_is_a_power_of_two_and_the_forms_that_fit() {
         let class = |m, n, k, subgroup| {
             let launch = launch(m, n, k);
-            Class::of(&launch, offered(launch.kernel, subgroup)).text(launch.kernel)
+            Class::of(&launch, offer(subgroup).forms(launch.kernel, 0)).text(launch.kernel)
         };
         let usual = class(100, 65, 64, 8);
         assert_eq!(
@@ -232,7 +277,7 @@ mod tests {
     #[test]
     fn the_fixed_choice_suits_the_adapter() {
         let name = |subgroup, software| {
-            let candidates = offered(&matmul::NT, subgroup);
+            let candidates = offer(subgroup).forms(&matmul::NT, 0);
             matmul::NT.form_name(fixed(&matmul::NT, candidates & !0b10, software))
         };
         assert_eq!(name(8, true), "subgroup");

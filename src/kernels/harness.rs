@@ -2,7 +2,7 @@
 //! generator, and comparisons in f64 that carry their own negative control.
 
 use crate::device::lockstep::{HALF_TOLERANCE, Lockstep, widened};
-use crate::device::tuning::{self, bits};
+use crate::device::tuning::{Offer, bits};
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Precision, Slice, Stream};
 use crate::rng::{self, Rng};
 use anyhow::{Result, ensure};
@@ -126,7 +126,7 @@ impl Harness {
             if kernel.forms.is_empty() {
                 continue;
             }
-            let bare = tuning::offered(kernel, 0);
+            let bare = Offer::default().forms(kernel, launch.halves());
             for form in bits(kernel.fitting(launch.params())) {
                 let key = (kernel.name, kernel.form_name(form));
                 *self.met.entry(key).or_default() |= bare >> form & 1 == 1;

@@ -93,6 +93,7 @@ const fn tiles<const R: u32, const C: u32>(
         constants,
         home,
         subgroup: 0,
+        cooperative: 0,
         fits,
         grid: |words| grid(words, R, C),
     }
@@ -112,6 +113,8 @@ fn grid(words: &[u32], rows: u32, columns: u32) -> Grid {
 
 const TILED: &str = include_str!("../../shaders/matmul_tiled.wgsl");
 const THIN: &str = include_str!("../../shaders/matmul_thin.wgsl");
+const COOPERATIVE_8: &str = include_str!("../../shaders/matmul_cooperative_8.wgsl");
+const COOPERATIVE_16: &str = include_str!("../../shaders/matmul_cooperative_16.wgsl");
 const SUBGROUP: &str = include_str!("../../shaders/matmul_subgroup.wgsl");
 const SUBGROUP_NT: &str = include_str!("../../shaders/matmul_subgroup_nt.wgsl");
 
@@ -123,6 +126,27 @@ const fn tiled(form: Form) -> device::Form {
 const fn tiled_small(form: Form) -> device::Form {
     let constants: Constants = transposing!(form, ("SPAN", 4.0));
     tiles::<32, 32>("tiled_small", TILED, constants, Home::Hardware, |_| true)
+}
+
+/// Cooperative matrices of 16 x 16 and of 8 x 8.
+const fn cooperative(form: Form) -> device::Form {
+    let (constants, home): (Constants, _) = (transposing!(form), Home::Hardware);
+    device::Form {
+        cooperative: 16,
+        subgroup: 4,
+        ..tiles::<64, 64>("cooperative", COOPERATIVE_16, constants, home, |_| true)
+    }
+}
+
+const fn cooperative_small(form: Form) -> device::Form {
+    let (constants, home): (Constants, _) = (transposing!(form), Home::Hardware);
+    device::Form {
+        cooperative: 8,
+        subgroup: 4,
+        ..tiles::<32, 32>("cooperative_small", COOPERATIVE_8, constants, home, |_| {
+            true
+        })
+    }
 }
 
 /// 4 columns at a time, which are neighbours.
@@ -150,7 +174,7 @@ const fn subgroup_thin(form: Form) -> device::Form {
     ))
 }
 
-static NT_FORMS: [device::Form; 5] = [
+static NT_FORMS: [device::Form; 7] = [
     shuffling(tiles::<8, 64>(
         "subgroup_thin",
         SUBGROUP_NT,
@@ -170,20 +194,26 @@ static NT_FORMS: [device::Form; 5] = [
     }),
     tiled(Form::NT),
     tiled_small(Form::NT),
+    cooperative(Form::NT),
+    cooperative_small(Form::NT),
 ];
 
-static NN_FORMS: [device::Form; 4] = [
+static NN_FORMS: [device::Form; 6] = [
     subgroup_thin(Form::NN),
     subgroup(Form::NN),
     tiled(Form::NN),
     tiled_small(Form::NN),
+    cooperative(Form::NN),
+    cooperative_small(Form::NN),
 ];
 
-static TN_FORMS: [device::Form; 4] = [
+static TN_FORMS: [device::Form; 6] = [
     subgroup_thin(Form::TN),
     subgroup(Form::TN),
     tiled(Form::TN),
     tiled_small(Form::TN),
+    cooperative(Form::TN),
+    cooperative_small(Form::TN),
 ];
 
 const fn kernel(

@@ -195,7 +195,7 @@ mod tests {
     use crate::device::cpu::Cpu;
     use crate::device::recorder::Recorder;
     use crate::device::shader;
-    use crate::device::{Access, Binding, Type};
+    use crate::device::{Access, Binding, Form, Grid, Type};
     use naga::{AddressSpace, Scalar, ScalarKind, StorageAccess, TypeInner};
     use std::collections::BTreeSet;
     use std::sync::Arc;
@@ -218,12 +218,15 @@ mod tests {
         let halves: u32 = bindings.map(|(i, b)| (real(b) as u32) << i).sum();
         for halves in BTreeSet::from([0, halves]) {
             let (source, entry) = (kernel.source, kernel.entry);
-            let text = (PORTABLE, source, entry, kernel.constants, 0);
-            check_text(kernel, text, halves);
-            for form in kernel.forms {
-                let (source, entry) = (form.source, form.entry);
-                let text = (form.name, source, entry, form.constants, form.subgroup);
-                check_text(kernel, text, halves);
+            let portable = Form::direct(source, |_| true, |_| Grid(1));
+            let portable = Form {
+                name: PORTABLE,
+                entry,
+                constants: kernel.constants,
+                ..portable
+            };
+            for form in std::iter::once(&portable).chain(kernel.forms) {
+                check_text(kernel, form, halves);
             }
         }
         let mut names: Vec<_> = kernel.forms.iter().map(|form| form.name).collect();
@@ -238,24 +241,26 @@ mod tests {
         );
     }
 
-    fn check_text(
-        kernel: &Kernel,
-        (form, source, entry, constants, subgroup): (&str, &str, &str, &[(&str, f64)], u32),
-        halves: u32,
-    ) {
-        let name = format!("{}/{form}", kernel.name);
-        let source = shader::text(source, kernel.bindings, halves).unwrap();
+    fn check_text(kernel: &Kernel, form: &Form, halves: u32) {
+        let (entry, constants) = (form.entry, form.constants);
+        let name = format!("{}/{}", kernel.name, form.name);
+        let source = shader::text(form.source, kernel.bindings, halves).unwrap();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
         naga::valid::Validator::new(
             naga::valid::ValidationFlags::all(),
-            match subgroup {
-                0 => naga::valid::Capabilities::empty(),
-                _ => naga::valid::Capabilities::SUBGROUP,
-            } | match halves {
-                0 => naga::valid::Capabilities::empty(),
-                _ => naga::valid::Capabilities::SHADER_FLOAT16,
-            },
+            [
+                (form.subgroup > 0, naga::valid::Capabilities::SUBGROUP),
+                (halves > 0, naga::valid::Capabilities::SHADER_FLOAT16),
+                (
+                    form.cooperative > 0,
+                    naga::valid::Capabilities::COOPERATIVE_MATRIX,
+                ),
+            ]
+            .into_iter()
+            .filter(|(needed, _)| *needed)
+            .map(|(_, capability)| capability)
+            .collect(),
         )
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)

@@ -8,7 +8,7 @@ mod resolve;
 mod timing;
 
 use super::timing::{Times, by_wall_clock};
-use super::tuning::{Choices, Forms};
+use super::tuning::{Choices, Forms, Offer};
 use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream};
 use anyhow::{Result, anyhow, bail};
 pub use forms::Measurement;
@@ -59,8 +59,7 @@ struct State {
 pub struct Gpu {
     info: DeviceInfo,
     options: GpuOptions,
-    /// The least size of a subgroup; 0 if the device has no subgroup operations.
-    subgroup: u32,
+    offer: Offer,
     device: wgpu::Device,
     queue: wgpu::Queue,
     /// First error wgpu reported outside a call that returns one.
@@ -110,6 +109,29 @@ pub fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
     }
 }
 
+/// Sides of the square cooperative matrices that add up in f32, as [`Offer`] holds them. They need subgroups that are not
+/// too wide (`shaders/shared/matmul_cooperative.wgsl`).
+fn cooperative(adapter: &wgpu::Adapter) -> [u32; 2] {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+    if !adapter.features().contains(needed) || adapter.get_info().subgroup_max_size > 64 {
+        return [0; 2];
+    }
+    [F32, F16].map(|operands| {
+        let square = |p: &&wgpu::CooperativeMatrixProperties| {
+            p.ab_type == operands
+                && p.cr_type == F32
+                && p.m_size == p.n_size
+                && p.n_size == p.k_size
+        };
+        let offered = adapter.cooperative_matrix_properties();
+        let sides = offered.iter().filter(square).map(|p| p.m_size);
+        sides
+            .filter(|side| [8, 16].contains(side))
+            .fold(0, |a, b| a | b)
+    })
+}
+
 /// The first error wgpu has reported on its own.
 type Fault = Arc<Mutex<Option<String>>>;
 
@@ -126,13 +148,21 @@ impl Gpu {
         let info = describe(adapter);
         let mut limits = wgpu::Limits::default();
         let mut features = wgpu::Features::empty();
-        let mut subgroup = 0;
+        let mut offer = Offer::default();
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if !options.bare {
             if adapter.features().contains(wgpu::Features::SUBGROUP) {
                 features |= wgpu::Features::SUBGROUP;
-                subgroup = adapter.get_info().subgroup_min_size;
+                offer.subgroup = adapter.get_info().subgroup_min_size;
             }
             features |= adapter.features() & wgpu::Features::SHADER_F16;
+            offer.cooperative = cooperative(adapter);
+            if offer.cooperative != [0; 2] {
+                features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+                // SAFETY: the feature is used by `shaders/matmul_cooperative_*.wgsl` only, which run in uniform control
+                // flow, read and write within their tiles, and are chosen only where they gave the right result.
+                experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+            }
             let own = adapter.limits();
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
@@ -144,6 +174,7 @@ impl Gpu {
             label: Some("vstar"),
             required_features: features,
             required_limits: limits,
+            experimental_features: experimental,
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
         }))
@@ -188,7 +219,7 @@ impl Gpu {
         Ok(Gpu {
             info,
             options,
-            subgroup,
+            offer,
             device,
             queue,
             fault,

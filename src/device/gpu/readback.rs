@@ -33,6 +33,22 @@ impl Gpu {
         }
     }
 
+    /// The first words of a buffer, as all that was submitted leaves them.
+    pub(super) fn beginning(&self, buffer: &wgpu::Buffer, most: u64) -> Result<Vec<u32>> {
+        let bytes = buffer.size().min(most);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = new_buffer(&self.device, "beginning", bytes as usize, usage);
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+        self.queue.submit([encoder.finish()]);
+        // An error is the read's below.
+        staging.map_async(wgpu::MapMode::Read, .., |_| ());
+        self.wait()?;
+        let view = staging.slice(..).get_mapped_range();
+        let view = view.map_err(|e| anyhow!("{}: reading back failed: {e:?}", self.info.name))?;
+        Ok(bytemuck::cast_slice(&view).to_vec())
+    }
+
     pub(super) fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
         let from: Vec<Slice> = from.iter().map(|s| s.words()).collect();
         let mut state = self.state.lock().unwrap();
