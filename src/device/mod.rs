@@ -133,6 +133,12 @@ pub trait Device: Send + Sync {
     /// Runs the launches in order. Returns once they are submitted; [`Device::read`] waits for them.
     fn run(&self, stream: &Stream) -> Result<()>;
 
+    /// Makes what these streams will need to run, without running them: afterwards, running one makes nothing. A device
+    /// that makes nothing for a stream does not ask for them, so that nobody records them.
+    fn prepare(&self, _streams: &mut dyn Iterator<Item = Stream>) -> Result<()> {
+        Ok(())
+    }
+
     /// Runs the launches in order, waits for them, and says how long each took. Slower than [`Device::run`].
     fn time(&self, stream: &Stream) -> Result<Times> {
         timing::by_wall_clock(self, stream)

@@ -54,6 +54,10 @@ impl Device for Recorder {
         self.device.run(stream)
     }
 
+    fn prepare(&self, streams: &mut dyn Iterator<Item = Stream>) -> Result<()> {
+        self.device.prepare(streams)
+    }
+
     fn time(&self, stream: &Stream) -> Result<Times> {
         self.device.time(stream)
     }

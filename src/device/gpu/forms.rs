@@ -10,7 +10,7 @@ use crate::device::stream::{Grid, Launch, Stream};
 use crate::device::tuning::{self, Choices, Class, Forms, bits};
 use crate::device::{Access, Cost, DeviceInfo, Home, Kernel, Slice};
 use anyhow::Result;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -57,6 +57,8 @@ pub(super) struct Selection {
     measurements: Vec<Measurement>,
     spent: Duration,
     unsaved: bool,
+    /// Classes that are to be measured when they occur, with all pipelines made.
+    expected: HashSet<Class>,
     /// The form of each launch of the stream being run.
     forms: Vec<usize>,
 }
@@ -81,6 +83,7 @@ impl Selection {
             measurements: Vec::new(),
             spent: Duration::ZERO,
             unsaved: false,
+            expected: HashSet::new(),
             forms: Vec::new(),
         }
     }
@@ -193,6 +196,34 @@ impl Gpu {
         kernel.form_name(form.unwrap_or(0))
     }
 
+    /// Makes the pipelines that a launch will run in: that of its form, or, where that has to be measured first, which takes
+    /// the launch's own data, those of all forms to measure.
+    pub(super) fn expect(&self, state: &mut State, launch: &Launch) -> Result<()> {
+        let (kernel, class) = (launch.kernel, self.class(launch));
+        match state.selection.decide(launch, class) {
+            Some(form) => self.pipeline(state, kernel, (form, launch.halves()))?,
+            None if state.selection.expected.insert(class) => {
+                self.measurable(state, launch, class)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The forms to measure for a class, of which the pipelines are made: those that compile.
+    fn measurable(&self, state: &mut State, launch: &Launch, class: Class) -> Result<u32> {
+        let kernel = launch.kernel;
+        let mut candidates = state.selection.promising(kernel, class.candidates);
+        for form in bits(candidates) {
+            match self.pipeline(state, kernel, (form, launch.halves())) {
+                // A driver that does not take this form may take the portable one.
+                Err(_) if form > 0 => candidates &= !(1 << form),
+                outcome => outcome?,
+            }
+        }
+        Ok(candidates)
+    }
+
     /// Decides every launch of the stream and makes what it needs. Launches before one that has to be measured are
     /// submitted; the number of those is returned.
     pub(super) fn select(&self, state: &mut State, stream: &Stream) -> Result<usize> {
@@ -217,7 +248,8 @@ impl Gpu {
                 }
             };
             state.selection.forms.push(form);
-            self.prepare(state, launch, form)?;
+            self.pipeline(state, launch.kernel, (form, launch.halves()))?;
+            self.bind(state, bind_group_key(launch));
         }
         if std::mem::take(&mut state.selection.unsaved) {
             // Kept before it is used. Where nothing can be kept, the next process measures again: that costs time only.
@@ -263,14 +295,7 @@ impl Gpu {
         slot: usize,
     ) -> Result<Vec<(usize, f64)>> {
         let kernel = launch.kernel;
-        let mut candidates = state.selection.promising(kernel, class.candidates);
-        for form in bits(candidates) {
-            match self.pipeline(state, kernel, (form, launch.halves())) {
-                // A driver that does not take this form may take the portable one.
-                Err(_) if form > 0 => candidates &= !(1 << form),
-                outcome => outcome?,
-            }
-        }
+        let candidates = self.measurable(state, launch, class)?;
         // For each output, the buffer in its place.
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let usage = wgpu::BufferUsages::STORAGE
@@ -416,7 +441,7 @@ fn grid(launch: &Launch, form: usize) -> Grid {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::device::choose::{DeviceChoice, choose_adapter};
     use crate::device::{Buffer, Device, DeviceRef};
@@ -425,7 +450,7 @@ mod tests {
 
     const DIMS: Dims = Dims { m: 20, n: 12, k: 8 };
 
-    fn gpu(forms: Forms) -> Arc<Gpu> {
+    pub fn gpu(forms: Forms) -> Arc<Gpu> {
         let choice = DeviceChoice {
             device: "gpu".into(),
             ..Default::default()

@@ -1,5 +1,5 @@
 //! The GPU device: encodes streams with wgpu. Pipelines are made once per form of a kernel, bind groups once per
-//! (kernel, buffers); after the first step of a run nothing is created.
+//! (kernel, buffers), when a stream first needs them or is prepared.
 
 mod forms;
 mod pipelines;
@@ -231,15 +231,29 @@ impl Gpu {
         check(&self.fault, &self.info.name)
     }
 
+    /// Makes room for the parameters of the stream's launches and for what fills them in. Bind groups bind that room: where
+    /// it moves, those there are are made anew.
+    fn reserve(&self, state: &mut State, stream: &Stream) {
+        let slots = stream.launches.len();
+        let moved = (state.uniforms.size() as usize) < slots * SLOT_BYTES;
+        if moved {
+            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
+            for key in std::mem::take(&mut state.bind_groups).into_keys() {
+                self.bind(state, key);
+            }
+        }
+        state.patches.collect(stream);
+        let (patches, buffers) = (&state.patches, &state.buffers);
+        let room = (&state.uniforms, moved);
+        let made = state.resolver.reserve(&self.device, patches, buffers, room);
+        state.counters.bind_groups_created += made;
+    }
+
     /// Puts the parameters of launches in their slots, and makes what they need. Launches before one whose form had to be
     /// measured have been submitted; returns the number of those.
     fn load(&self, state: &mut State, stream: &Stream) -> Result<usize> {
+        self.reserve(state, stream);
         let slots = stream.launches.len();
-        if (state.uniforms.size() as usize) < slots * SLOT_BYTES {
-            state.uniforms = uniform_buffer(&self.device, slots.next_power_of_two());
-            state.bind_groups.clear();
-            state.resolver.forget(None);
-        }
         state.scratch.clear();
         state.scratch.resize(slots * SLOT_BYTES, 0);
         for (slot, launch) in state
@@ -252,15 +266,7 @@ impl Gpu {
         }
         // Ordered on the queue: earlier submissions have read their slots before this copy lands.
         self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
-        state.patches.collect(stream);
-        let patched = state
-            .resolver
-            .upload(&self.device, &self.queue, &state.patches);
-        let (patches, buffers) = (&state.patches, &state.buffers);
-        let made = state
-            .resolver
-            .prepare(&self.device, patches, buffers, &state.uniforms);
-        state.counters.bind_groups_created += made;
+        let patched = state.resolver.upload(&self.queue, &state.patches);
         let submitted = self.select(state, stream)?;
         state.counters.submissions += 1;
         state.counters.launches += (slots + state.patches.segments.len()) as u64;
@@ -316,7 +322,7 @@ impl Device for Gpu {
         state
             .bind_groups
             .retain(|(_, slices), _| slices.iter().all(|s| s.buffer != buffer));
-        state.resolver.forget(Some(buffer));
+        state.resolver.forget(buffer);
         if let Some(gone) = state.buffers[buffer as usize].take() {
             state.memory.give(gone.size());
         }
@@ -348,6 +354,18 @@ impl Device for Gpu {
         let state = &mut *state;
         let submitted = self.load(state, stream)?;
         self.submit(state, stream, submitted..stream.launches.len());
+        self.check()
+    }
+
+    fn prepare(&self, streams: &mut dyn Iterator<Item = Stream>) -> Result<()> {
+        for stream in streams {
+            let mut state = self.state.lock().unwrap();
+            self.reserve(&mut state, &stream);
+            for launch in &stream.launches {
+                self.expect(&mut state, launch)?;
+                self.bind(&mut state, bind_group_key(launch));
+            }
+        }
         self.check()
     }
 
@@ -387,5 +405,70 @@ impl Device for Gpu {
 
     fn insist(&self, form: Option<&'static str>) {
         self.state.lock().unwrap().selection.insist(form);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::forms::tests::gpu;
+    use super::*;
+    use crate::device::{Buffer, DeviceRef, Grid, Size, Word};
+    use crate::kernels::fill;
+    use crate::kernels::matmul::{Dims, Form, matmul};
+
+    fn made(gpu: &Gpu) -> u64 {
+        let c = gpu.counters();
+        c.pipelines_created + c.bind_groups_created
+    }
+
+    #[test]
+    fn a_prepared_stream_makes_nothing_and_is_measured_when_it_runs() {
+        let gpu = gpu(Forms::Remeasured);
+        let device: DeviceRef = gpu.clone();
+        let [a, b, c] = [64; 3].map(|n| Buffer::new(&device, "operand", n).unwrap());
+        let dims = Dims { m: 8, n: 8, k: 8 };
+        let mut stream = Stream::new();
+        matmul(&mut stream, Form::NN, a.all(), b.all(), c.all(), dims, true);
+        gpu.prepare(&mut [stream.clone()].into_iter()).unwrap();
+        let (before, counters) = (made(&gpu), gpu.counters());
+        assert!(before > 1 && counters.submissions == 0 && counters.launches == 0);
+        assert!(gpu.measurements().is_empty() && gpu.choices().0.is_empty());
+        gpu.run(&stream).unwrap();
+        assert_eq!(made(&gpu), before);
+        assert!(!gpu.measurements().is_empty());
+    }
+
+    /// A stream that is longer than any before it moves the parameters; what was made for others is there still.
+    #[test]
+    fn what_was_made_outlasts_a_longer_stream() {
+        let gpu = gpu(Forms::Fixed);
+        let device: DeviceRef = gpu.clone();
+        let [y, counts, other] = [100; 3].map(|n| Buffer::new(&device, "words", n).unwrap());
+        let stream = |to: &Buffer, launches: u32| {
+            let mut s = Stream::new();
+            for value in 1..=launches {
+                let params = fill::Params { n: 100, value };
+                s.push(&fill::FILL, &params, &[to.all()], Grid(1))
+                    .size("n", Size::held(Word::at(counts.all(), 0), 100));
+            }
+            s
+        };
+        counts.write_u32(&[70]).unwrap();
+        gpu.run(&stream(&y, 1)).unwrap();
+        gpu.run(&stream(&other, 3000)).unwrap();
+        let before = made(&gpu);
+        gpu.run(&stream(&y, 2)).unwrap();
+        assert_eq!(made(&gpu), before);
+        let filled = |b: &Buffer, value| {
+            b.read_u32()
+                .unwrap()
+                .iter()
+                .filter(|&&w| w == value)
+                .count()
+        };
+        assert_eq!(
+            [filled(&y, 2), filled(&y, 1), filled(&other, 3000)],
+            [70, 0, 70]
+        );
     }
 }

@@ -19,6 +19,7 @@ pub(super) type PipelineKey = (&'static str, usize, u32);
 
 /// What all forms of a kernel share.
 pub(super) struct Layout {
+    kernel: &'static Kernel,
     group: wgpu::BindGroupLayout,
     pipeline: wgpu::PipelineLayout,
 }
@@ -91,7 +92,7 @@ impl Gpu {
         Ok(())
     }
 
-    fn layout(&self, kernel: &Kernel) -> Layout {
+    fn layout(&self, kernel: &'static Kernel) -> Layout {
         let mut entries = vec![wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -129,24 +130,27 @@ impl Gpu {
                 bind_group_layouts: &[Some(&group)],
                 immediate_size: 0,
             });
-        Layout { group, pipeline }
+        Layout {
+            kernel,
+            group,
+            pipeline,
+        }
     }
 
-    /// Makes the launch's bind group unless it is cached.
-    pub(super) fn prepare(&self, state: &mut State, launch: &Launch, form: usize) -> Result<()> {
-        self.pipeline(state, launch.kernel, (form, launch.halves()))?;
-        let key = bind_group_key(launch);
+    /// Makes a bind group of a kernel whose layout is made, unless it is cached.
+    pub(super) fn bind(&self, state: &mut State, key: BindGroupKey) {
         if state.bind_groups.contains_key(&key) {
-            return Ok(());
+            return;
         }
-        let buffers = launch.slices().iter().map(|slice| {
+        let (name, slices) = key;
+        let kernel = state.layouts[name].kernel;
+        let buffers = slices[..kernel.bindings.len()].iter().map(|slice| {
             let buffer = state.buffers[slice.buffer as usize].as_ref();
             (buffer.expect("buffer is alive"), *slice)
         });
-        let group = self.bind_group(state, launch.kernel, buffers);
+        let group = self.bind_group(state, kernel, buffers);
         state.counters.bind_groups_created += 1;
         state.bind_groups.insert(key, group);
-        Ok(())
     }
 
     /// Binds the parameter slots and these parts of buffers to a kernel whose layout is made.

@@ -135,50 +135,33 @@ impl Resolver {
         }
     }
 
-    /// Uploads a stream's table; the bytes uploaded.
-    pub fn upload(
-        &mut self,
-        device: &wgpu::Device,
-        queue: &wgpu::Queue,
-        patches: &Patches,
-    ) -> usize {
-        if patches.segments.is_empty() {
-            return 0;
-        }
-        let bytes: &[u8] = bytemuck::cast_slice(&patches.table);
-        if (self.table.size() as usize) < bytes.len() {
-            self.table = table_buffer(device, patches.table.len().next_power_of_two());
-            self.groups.clear();
-        }
-        if (self.params.size() as usize) < patches.segments.len() * SLOT_BYTES {
-            self.params = super::uniform_buffer(device, patches.segments.len().next_power_of_two());
-            self.groups.clear();
-        }
-        let mut slots = vec![0u32; patches.segments.len() * SLOT_BYTES / 4];
-        for (slot, segment) in slots
-            .chunks_exact_mut(SLOT_BYTES / 4)
-            .zip(&patches.segments)
-        {
-            slot[..2].copy_from_slice(&[segment.first, segment.count]);
-        }
-        queue.write_buffer(&self.table, 0, bytes);
-        queue.write_buffer(&self.params, 0, bytemuck::cast_slice(&slots));
-        bytes.len() + 4 * slots.len()
-    }
-
-    /// Makes the bind group of each segment unless it is cached; how many were made.
-    pub fn prepare(
+    /// Makes room for a stream's table, and the bind group of each of its segments unless it is cached; how many were made.
+    /// Bind groups bind the table, the segments and the parameter `slots`: all are made anew where one of those moves.
+    pub fn reserve(
         &mut self,
         device: &wgpu::Device,
         patches: &Patches,
         buffers: &[Option<wgpu::Buffer>],
-        slots: &wgpu::Buffer,
+        (slots, mut moved): (&wgpu::Buffer, bool),
     ) -> u64 {
+        if (self.table.size() as usize) < 4 * patches.table.len() {
+            self.table = table_buffer(device, patches.table.len().next_power_of_two());
+            moved = true;
+        }
+        let segments = patches.segments.len();
+        if (self.params.size() as usize) < segments * SLOT_BYTES {
+            self.params = super::uniform_buffer(device, segments.next_power_of_two());
+            moved = true;
+        }
+        let mut wanted: Vec<u32> = patches.segments.iter().map(|s| s.buffer).collect();
+        if moved {
+            wanted.extend(std::mem::take(&mut self.groups).into_keys());
+        }
         let mut made = 0;
-        for segment in &patches.segments {
-            self.groups.entry(segment.buffer).or_insert_with(|| {
+        for buffer in wanted {
+            self.groups.entry(buffer).or_insert_with(|| {
                 made += 1;
-                let counts = buffers[segment.buffer as usize].as_ref();
+                let counts = buffers[buffer as usize].as_ref();
                 let counts = counts.expect("buffer is alive");
                 let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &self.params,
@@ -201,10 +184,27 @@ impl Resolver {
         made
     }
 
-    /// Forgets bind groups: of one buffer, or all when the parameter slots have moved.
-    pub fn forget(&mut self, buffer: Option<u32>) {
-        self.groups
-            .retain(|b, _| buffer.is_some_and(|gone| *b != gone));
+    /// Uploads a stream's table to the room it was given; the bytes uploaded.
+    pub fn upload(&self, queue: &wgpu::Queue, patches: &Patches) -> usize {
+        if patches.segments.is_empty() {
+            return 0;
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(&patches.table);
+        let mut slots = vec![0u32; patches.segments.len() * SLOT_BYTES / 4];
+        for (slot, segment) in slots
+            .chunks_exact_mut(SLOT_BYTES / 4)
+            .zip(&patches.segments)
+        {
+            slot[..2].copy_from_slice(&[segment.first, segment.count]);
+        }
+        queue.write_buffer(&self.table, 0, bytes);
+        queue.write_buffer(&self.params, 0, bytemuck::cast_slice(&slots));
+        bytes.len() + 4 * slots.len()
+    }
+
+    /// Forgets the bind group of a buffer that is gone.
+    pub fn forget(&mut self, buffer: u32) {
+        self.groups.remove(&buffer);
     }
 
     /// Records segment `number`.
