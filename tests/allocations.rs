@@ -116,7 +116,7 @@ fn launches_ask_for_no_memory() {
     });
     let device: DeviceRef = watched.clone();
     let (data, config) = (dataset(), config(&[]));
-    let mut engine = engine(&device, &config, &data);
+    let engine = engine(&device, &config, &data);
 
     let attention = PromptAttention::Causal;
     let documents = windows(&data.train, 7, attention);
@@ -134,7 +134,7 @@ fn launches_ask_for_no_memory() {
     };
     let mut trainer = Trainer::new(&engine, 4).unwrap();
     let fine_tuning = watched.fewest(|| {
-        let result = trainer.step(&mut engine, &documents[..4], pack, &update);
+        let result = trainer.step(&engine, &documents[..4], pack, &update);
         assert!(result.unwrap().finite);
     });
     assert_eq!(fine_tuning, 0, "allocations in a step of fine-tuning");

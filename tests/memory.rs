@@ -17,7 +17,7 @@ use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
 use train::{config, dataset, engine};
 use vstar::device::{DeviceRef, Stream, TooLarge};
 use vstar::forest::{Forest, PromptAttention};
-use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::engine::{Engine, Room, Targets};
 use vstar::learn::head::Head;
 use vstar::learn::job::{self, Stages};
 use vstar::learn::plan::Plan;
@@ -101,8 +101,8 @@ fn recomputed_activations_are_the_same_bits() {
     let data = dataset();
     let losses = |recompute: &str| {
         let config = config(&[recompute]);
-        let mut engine = engine(&cpu(), &config, &data);
-        fine_tune(&mut engine, &data, CAUSAL, (3, 1e-3))
+        let engine = engine(&cpu(), &config, &data);
+        fine_tune(&engine, &data, CAUSAL, (3, 1e-3))
     };
     assert_eq!(
         losses("model.recompute=false"),
@@ -111,9 +111,9 @@ fn recomputed_activations_are_the_same_bits() {
     for arch in ["model.arch=qwen2", "model.arch=qwen3"] {
         let gradient_with = |recompute: &str| {
             let config = config(&[arch, recompute]);
-            let mut engine = engine(&cpu(), &config, &data);
+            let engine = engine(&cpu(), &config, &data);
             let parts = [documents(&data)];
-            sft_step(&mut engine, &data, &parts, CAUSAL, &update(0.0));
+            sft_step(&engine, &data, &parts, CAUSAL, &update(0.0));
             gradient(&engine)
         };
         let kept = gradient_with("model.recompute=false");
@@ -136,7 +136,8 @@ fn with_chunks(device: &DeviceRef, words: usize) -> [Outcome; 2] {
         push_window(&data.catalog, items, w, PromptAttention::Causal, into);
     }
     assert!(targets.rows.len() > 130, "several chunks of 64 rows");
-    let input = engine.upload(&forest, &targets).unwrap();
+    let room = Room::new(&engine).unwrap();
+    let input = engine.upload(&room, &forest, &targets).unwrap();
     let g: Vec<f32> = (0..targets.len()).map(|k| (k as f32).sin()).collect();
     engine.head.g.write_f32(&g).unwrap();
     [true, false].map(|fused| {

@@ -24,7 +24,7 @@ use vstar::device::Stream;
 use vstar::device::lockstep::relative_error;
 use vstar::forest::{Forest, NONE, Node};
 use vstar::learn::context::Validation;
-use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::engine::{Engine, Room, Targets};
 use vstar::learn::policy::StepFigures;
 use vstar::learn::rl::{self, Stepper};
 use vstar::learn::rollout::{self, Question};
@@ -82,8 +82,8 @@ fn a_policy_update_in_parts_has_the_same_gradient() {
     for variant in variants {
         let one = config(&[&changes, variant].concat());
         let eight = config(&[&changes, variant, &["rl.accumulate=8"]].concat());
-        let mut engine = engine(&cpu(), &one, &data);
-        fine_tune(&mut engine, &data, CAUSAL, (30, 3e-3));
+        let engine = engine(&cpu(), &one, &data);
+        fine_tune(&engine, &data, CAUSAL, (30, 3e-3));
         let asked = questions(&data, 0..8);
         let (_, whole) = step(&engine, &one, &data, &asked, (0.0, false));
         assert!(whole.flat < 8.0, "{variant:?}");
@@ -152,13 +152,14 @@ fn packed(
 
 /// Log-probs of the candidates of a rollout, [B, G].
 fn candidate_log_probs(
-    engine: &mut Engine,
+    engine: &Engine,
     data: &Dataset,
     asked: &[Question],
     found: &[Decoded],
 ) -> Vec<f32> {
     let (forest, targets, paths) = packed(data, asked, found);
-    let input = engine.upload(&forest, &targets).unwrap();
+    let room = Room::new(engine).unwrap();
+    let input = engine.upload(&room, &forest, &targets).unwrap();
     let mut s = Stream::new();
     engine.forward(&mut s, &input, engine.head.logp.all());
     engine.device().run(&s).unwrap();
@@ -173,8 +174,8 @@ fn an_update_lowers_the_objective_and_favours_what_was_rewarded() {
     for decode in ["rl.decode=ved", "rl.decode=beam"] {
         let config = config(&[decode, "rl.kl_beta=0", "rl.value_weight=0"]);
         for device in [cpu(), bare_gpu()] {
-            let mut engine = engine(&device, &config, &data);
-            fine_tune(&mut engine, &data, CAUSAL, (30, 3e-3));
+            let engine = engine(&device, &config, &data);
+            fine_tune(&engine, &data, CAUSAL, (30, 3e-3));
             let fine_tuned = engine.model.weights.read().unwrap();
             let asked = questions(&data, 0..config.rl.prompts);
             let (mut stepper, first) = step(&engine, &config, &data, &asked, (2e-4, false));
@@ -186,7 +187,6 @@ fn an_update_lowers_the_objective_and_favours_what_was_rewarded() {
                 &engine,
                 &stepper.rollout,
                 None,
-                (1, asked.len()),
                 &update(0.0),
                 (false, false),
             );
@@ -195,9 +195,9 @@ fn an_update_lowers_the_objective_and_favours_what_was_rewarded() {
             let second = stepper.policy.parse(&words);
             let losses = [first.objective.loss, second.objective.loss];
             assert!(losses[1] < losses[0] - 1e-4, "{decode}: {losses:?}");
-            let after = candidate_log_probs(&mut engine, &data, &asked, &found);
+            let after = candidate_log_probs(&engine, &data, &asked, &found);
             engine.model.weights.write(&fine_tuned).unwrap();
-            let before = candidate_log_probs(&mut engine, &data, &asked, &found);
+            let before = candidate_log_probs(&engine, &data, &asked, &found);
             let logp: Vec<f32> = found
                 .iter()
                 .flat_map(|d| &d.candidates)
@@ -233,7 +233,7 @@ fn without_siblings_a_beam_search_step_is_grpo() {
         "rl.kl_beta=0",
     ];
     let config = config(&grpo);
-    let mut engine = engine(&cpu(), &config, &data);
+    let engine = engine(&cpu(), &config, &data);
     let (b, g) = (config.rl.prompts, config.rl.group);
     let asked = questions(&data, 0..b);
     let (stepper, _) = step(&engine, &config, &data, &asked, (0.0, false));
@@ -256,7 +256,8 @@ fn without_siblings_a_beam_search_step_is_grpo() {
         }
     }
     let weights: Vec<f32> = weights.into_iter().map(|w| w as f32).collect();
-    let input = engine.upload(&forest, &targets).unwrap();
+    let room = Room::new(&engine).unwrap();
+    let input = engine.upload(&room, &forest, &targets).unwrap();
     engine.head.g.write_f32(&weights).unwrap();
     let mut s = Stream::new();
     Model::clear(&mut s, &engine.optimiser.gradient);
@@ -377,35 +378,13 @@ fn a_beam_finds_the_same_whether_its_prompts_are_kept_or_not() {
     assert!(off > 1e-6, "other prompts have the same log-probs");
 }
 
-/// A step is one submission and one read-back of little; after the first, nothing is made for it.
-#[test]
-fn a_step_is_submitted_whole() {
-    let (data, config) = (dataset(), config(&["rl.updates=2"]));
-    let engine = engine(&bare_gpu(), &config, &data);
-    let reference = engine.model.same_shape().unwrap();
-    let mut stepper = Stepper::new(&engine, &config, &data).unwrap();
-    let asked = questions(&data, 0..config.rl.prompts);
-    for number in 0..3 {
-        let of = (asked.as_slice(), asked.len(), number);
-        let updates = (2, &update(1e-4), false);
-        let submitted = stepper.submit(&engine, &data, of, Some(&reference), updates);
-        let submitted = submitted.unwrap();
-        let c = submitted.counters;
-        assert!(c.submissions <= 4, "{c:?}");
-        assert!(c.bytes_read_back <= 4096, "{c:?}");
-        let made = c.pipelines_created + c.bind_groups_created;
-        assert_eq!(made == 0, number > 0, "{c:?}");
-        assert!(stepper.wait(submitted).unwrap().is_finite());
-    }
-}
-
 #[test]
 fn rollouts_that_are_not_finite_are_skipped_and_end_the_run() {
     let data = dataset();
     let config = config(&["rl.eval_every=1", "run.checkpoint_every=1"]);
     let temporary = tempfile::tempdir().unwrap();
     let root = temporary.path().join("run");
-    let mut engine = engine(&cpu(), &config, &data);
+    let engine = engine(&cpu(), &config, &data);
     let first = temporary.path().join("first");
     std::fs::create_dir(&first).unwrap();
     engine.model.save(&first).unwrap();
@@ -426,7 +405,7 @@ fn rollouts_that_are_not_finite_are_skipped_and_end_the_run() {
     };
     let ran = in_folder(&root, &config, &data, |mut context| {
         let start = (State::start(Stage::Rl), limit, first.as_path());
-        rl::run(&mut context, &config, &mut engine, start, &mut validate)
+        rl::run(&mut context, &config, &engine, start, &mut validate)
     });
     let message = format!("{:#}", ran.unwrap_err());
     assert!(
@@ -460,7 +439,7 @@ fn two_steps(
 ) -> anyhow::Result<(Vec<serde_json::Value>, bool)> {
     let temporary = tempfile::tempdir()?;
     let root = temporary.path().join("run");
-    let mut engine = engine(&cpu(), config, data);
+    let engine = engine(&cpu(), config, data);
     let first = temporary.path().join("first");
     std::fs::create_dir(&first)?;
     engine.model.save(&first)?;
@@ -471,7 +450,7 @@ fn two_steps(
     };
     in_folder(&root, config, data, |mut context| {
         let start = (State::start(Stage::Rl), limit, origin.unwrap_or(&first));
-        rl::run(&mut context, config, &mut engine, start, &mut no_validation)
+        rl::run(&mut context, config, &engine, start, &mut no_validation)
     })?;
     // The first of equal validations is the best: the last step's, there being no other.
     let best = root.join("checkpoints/rl-00000002");

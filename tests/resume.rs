@@ -272,7 +272,7 @@ fn fine_tune(
         dataset(),
         config(&[&["sft.eval_every=1"], changes].concat()),
     );
-    let mut engine = engine(&cpu(), &config, &data);
+    let engine = engine(&cpu(), &config, &data);
     let mut step = 0;
     let mut validate = |model: &Model| {
         step += 1;
@@ -287,7 +287,7 @@ fn fine_tune(
     let state = in_folder(root, &config, &data, |mut context| {
         let plan = sft::Plan::new(&context)?;
         let state = State::start(Stage::Sft);
-        sft::run(&mut context, &mut engine, &plan, state, &mut validate)
+        sft::run(&mut context, &engine, &plan, state, &mut validate)
     })?;
     Ok((state, engine.model))
 }

@@ -47,16 +47,16 @@ fn decisions(decoded: &[Decoded]) -> Vec<Decisions<'_>> {
 #[test]
 fn devices_learn_the_same_and_then_decide_the_same() {
     let (data, config) = (dataset(), config(&[]));
-    let mut on_cpu = engine(&cpu(), &config, &data);
+    let on_cpu = engine(&cpu(), &config, &data);
     let untrained = on_cpu.model.weights.read().unwrap();
-    let cpu_losses = fine_tune(&mut on_cpu, &data, CAUSAL, (50, 3e-3));
-    let mut on_gpu = engine(&bare_gpu(), &config, &data);
-    let gpu_losses = fine_tune(&mut on_gpu, &data, CAUSAL, (50, 3e-3));
+    let cpu_losses = fine_tune(&on_cpu, &data, CAUSAL, (50, 3e-3));
+    let on_gpu = engine(&bare_gpu(), &config, &data);
+    let gpu_losses = fine_tune(&on_gpu, &data, CAUSAL, (50, 3e-3));
     let off = difference(&cpu_losses, &gpu_losses);
     assert!(off < 1e-3, "the curves differ by {off:.1e}");
     assert!(cpu_losses[49] < 0.8 * cpu_losses[0], "{cpu_losses:?}");
-    let mut other = engine(&cpu(), &config, &data);
-    let other_losses = fine_tune(&mut other, &data, CAUSAL, (50, 3.1e-3));
+    let other = engine(&cpu(), &config, &data);
+    let other_losses = fine_tune(&other, &data, CAUSAL, (50, 3.1e-3));
     assert!(difference(&cpu_losses, &other_losses) > 1e-3);
 
     // Both devices decode with the same weights, to the bit.
@@ -90,9 +90,9 @@ fn fine_tuning_in_parts_has_the_same_gradient() {
         .take(8)
         .collect();
     let cut = |part: usize, of: &[Window]| {
-        let mut engine = engine(&cpu(), &config, &data);
+        let engine = engine(&cpu(), &config, &data);
         let cut: Vec<Vec<Window>> = of.chunks(part).map(<[Window]>::to_vec).collect();
-        let result = sft_step(&mut engine, &data, &cut, CAUSAL, &update(1e-3));
+        let result = sft_step(&engine, &data, &cut, CAUSAL, &update(1e-3));
         (result, gradient(&engine))
     };
     let (whole, whole_gradient) = cut(8, &documents);
@@ -114,8 +114,8 @@ fn fine_tuning_in_parts_has_the_same_gradient() {
 fn full_prompts_learn() {
     let (data, config) = (dataset(), config(&["model.prompt_attention=full"]));
     for device in [cpu(), bare_gpu()] {
-        let mut engine = engine(&device, &config, &data);
-        let losses = fine_tune(&mut engine, &data, PromptAttention::Full, (40, 3e-3));
+        let engine = engine(&device, &config, &data);
+        let losses = fine_tune(&engine, &data, PromptAttention::Full, (40, 3e-3));
         assert!(losses[39] < 0.8 * losses[0], "{losses:?}");
     }
 }

@@ -366,7 +366,9 @@ pub fn fine_tuning(l: &Letters, layout: &Layout, parts: &[Part]) -> Work {
     };
     let (losses, slot) = (parts.len() as u64, ALIGN_WORDS as u64);
     let losses = Work::elementwise(losses * slot, (losses + 1) * slot);
-    parts.iter().map(pass).sum::<Work>() + update(layout) + losses
+    let weights = parts.iter().map(|part| part.targets).max().unwrap_or(0);
+    let weights = Work::elementwise(0, weights);
+    parts.iter().map(pass).sum::<Work>() + update(layout) + losses + weights
 }
 
 /// One run of the model over new nodes while decoding.

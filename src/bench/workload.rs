@@ -206,7 +206,7 @@ impl FineTuning {
     pub fn step(&mut self) -> Result<()> {
         let result = self
             .trainer
-            .step(&mut self.engine, &self.parts, pack, &UPDATE)?;
+            .step(&self.engine, &self.parts, pack, &UPDATE)?;
         ensure!(result.finite, "the loss or the gradient is not finite");
         Ok(())
     }

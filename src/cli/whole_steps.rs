@@ -117,7 +117,7 @@ impl Steps {
             targets: tokens,
             slots: 0,
         };
-        let mut engine = Engine::new(self.model(device, 1)?, capacity, false)?;
+        let engine = Engine::new(self.model(device, 1)?, capacity, false)?;
         let sequences = &data.train[..self.documents.min(data.train.len())];
         let documents = windows(sequences, data.max_history + 1, attention);
         let taken = self.documents.min(documents.len());
@@ -129,7 +129,7 @@ impl Steps {
             }
         };
         let mut trainer = sft::Trainer::new(&engine, parts.len())?;
-        let result = trainer.step(&mut engine, &parts, pack, &UPDATE)?;
+        let result = trainer.step(&engine, &parts, pack, &UPDATE)?;
         ensure!(
             result.finite && result.grad_norm > 0.0,
             "loss {} with a gradient of norm {}",

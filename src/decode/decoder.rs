@@ -2,7 +2,7 @@
 
 use super::{
     Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prefill, Prompt,
-    TrieBuffers,
+    PromptBuffers, TrieBuffers,
 };
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
 use crate::forest::{Forest, ForestSize, PromptAttention, Row, Span};
@@ -26,7 +26,7 @@ pub struct Decoder {
     pub(super) plan: Plan,
     pub(super) buffers: Buffers,
     capacity: Capacity,
-    /// The prompts last uploaded: their number, and their rows, inactive ones included.
+    /// The prompts of the decode last recorded: their number, and what they fill.
     prompts: usize,
     size: ForestSize,
     forest: Forest,
@@ -34,11 +34,6 @@ pub struct Decoder {
 
 /// See [`crate::kernels::search`] for the layouts.
 pub(super) struct Buffers {
-    /// Cache slots and document of each prompt.
-    prompt_spans: Buffer,
-    /// Row of each prompt's last token, and that row's record.
-    prompt_ends: Buffer,
-    end_rows: Buffer,
     tree: Buffer,
     stats: Buffer,
     rows: Buffer,
@@ -114,9 +109,6 @@ impl Decoder {
                 .fanout()
                 .min(plan.widths.iter().copied().max().unwrap_or(1));
         let buffers = Buffers {
-            prompt_spans: new("prompt spans", 3 * prompts)?,
-            prompt_ends: new("prompt ends", prompts)?,
-            end_rows: new("prompt end rows", prompts * Row::WORDS)?,
             tree: new("search tree", (prompts + nodes) * RECORD)?,
             stats: new("search stats", nodes * STATS)?,
             rows: new("search rows", rows * Row::WORDS)?,
@@ -158,12 +150,12 @@ impl Decoder {
         &self.plan
     }
 
-    /// Packs `prompts` into `rows` (at least [`Capacity::rows`] records), where the model finds them; see [`Prefill`].
-    /// Whoever runs the trees afterwards finds there who attends to whom.
+    /// Packs `prompts` and uploads them to `to`, of this decoder's capacity, where their rows tell whoever runs trees behind
+    /// them afterwards who attends to whom.
     ///
     /// # Errors
     /// No prompts, an empty prompt, or more than the capacity.
-    pub fn upload(&mut self, prompts: &[Prompt], rows: Slice) -> Result<()> {
+    pub fn upload(&mut self, prompts: &[Prompt], to: &PromptBuffers) -> Result<Prefill> {
         let tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
         ensure!(
             !prompts.is_empty()
@@ -194,42 +186,53 @@ impl Decoder {
             .collect();
         let ends: Vec<u32> = documents.iter().map(|d| d.root() as u32).collect();
         let end_rows: Vec<Row> = ends.iter().map(|&e| self.forest.rows[e as usize]).collect();
-        self.size = self.forest.size();
-        let padded = tokens.next_multiple_of(ALIGN_WORDS);
+        let filled = self.forest.size();
+        let padded = tokens.next_multiple_of(self.capacity.grain());
         self.forest.rows.resize(padded, Row::INACTIVE);
-        self.size.rows = padded as u64;
-        self.device.write(rows, self.forest.row_words())?;
-        self.buffers.prompt_spans.write_u32(spans.as_flattened())?;
-        self.buffers.prompt_ends.write_u32(&ends)?;
-        self.buffers
-            .end_rows
-            .write_u32(bytemuck::cast_slice(&end_rows))?;
-        self.prompts = prompts.len();
-        Ok(())
+        to.rows.write_u32(self.forest.row_words())?;
+        to.spans.write_u32(spans.as_flattened())?;
+        to.ends.write_u32(&ends)?;
+        to.end_rows.write_u32(bytemuck::cast_slice(&end_rows))?;
+        let prefill = self.most(to);
+        Ok(Prefill {
+            prompts: prompts.len(),
+            size: ForestSize {
+                rows: padded as u64,
+                ..filled
+            },
+            ..prefill
+        })
     }
 
-    /// The prompts last uploaded, to `rows`.
-    pub fn prefilled(&self, rows: Slice) -> Prefill {
-        let (on, prompts) = (&self.buffers, self.prompts);
+    /// The largest batch that `at` holds, for a stream that is not run.
+    pub fn most(&self, at: &PromptBuffers) -> Prefill {
         Prefill {
-            prompts,
-            rows,
-            tokens: self.size.rows as usize,
-            size: self.size,
-            parent: on.parent.all(),
-            ends: on.prompt_ends.first(prompts),
-            end_rows: on.end_rows.first(prompts * Row::WORDS),
+            prompts: self.capacity.prompts,
+            rows: at.rows.all(),
+            size: ForestSize::default(),
+            parent: self.buffers.parent.all(),
+            spans: at.spans.all(),
+            ends: at.ends.all(),
+            end_rows: at.end_rows.all(),
         }
+        .taking(self.capacity.rows())
     }
 
-    /// Where each document of the last upload lies.
+    /// Where each prompt of the last upload lies.
     pub fn documents(&self) -> &[Span] {
         &self.forest.documents
     }
 
-    /// Records a decode of the prompts last uploaded, to `rows`. `step` numbers it in draws.
-    pub fn decode(&self, s: &mut Stream, model: &dyn DecodeModel, rows: Slice, step: u32) {
-        self.prefill(s, model, rows);
+    /// Records a decode of `prompts`. `step` numbers it in draws.
+    pub fn decode(
+        &mut self,
+        s: &mut Stream,
+        model: &dyn DecodeModel,
+        prompts: &Prefill,
+        step: u32,
+    ) {
+        (self.prompts, self.size) = (prompts.prompts, prompts.size);
+        self.prefill(s, model, prompts);
         self.levels(s, model, step);
         if let Method::Ved(ved) = &self.config.method {
             self.rounds(s, model, ved, step);
@@ -237,24 +240,24 @@ impl Decoder {
         self.select(s);
     }
 
-    /// `picked` and `scores` of the last decode ([`crate::kernels::candidates`]).
+    /// Where a decode leaves `picked` and `scores` ([`crate::kernels::candidates`]).
     pub fn found(&self) -> [Slice; 2] {
-        let (levels, goal) = (self.trie.levels(), self.plan.goal);
-        let (words, floats) = (picked_words(levels, goal), goal * (2 + levels));
-        [
-            self.buffers.picked.first(self.prompts * words),
-            self.buffers.scores.first(self.prompts * floats),
-        ]
+        [&self.buffers.picked, &self.buffers.scores].map(Buffer::all)
     }
 
-    /// Waits for the last decode and returns what it found for each prompt, in order.
+    /// Waits for the decode last recorded, which was run, and returns what it found for each prompt, in order.
     ///
     /// # Errors
     /// The device failed.
     pub fn read(&self) -> Result<Vec<Decoded>> {
-        let (levels, goal) = (self.trie.levels(), self.plan.goal);
+        let (levels, goal, prompts) = (self.trie.levels(), self.plan.goal, self.prompts);
         let (words, floats) = (picked_words(levels, goal), goal * (2 + levels));
-        let read = self.device.read(&self.found())?;
+        let [picked, scores] = self.found();
+        let found = [
+            picked.first(prompts * words),
+            scores.first(prompts * floats),
+        ];
+        let read = self.device.read(&found)?;
         let scores: &[f32] = bytemuck::cast_slice(&read[1]);
         let decoded = read[0].chunks_exact(words).zip(scores.chunks_exact(floats));
         Ok(decoded.map(|(p, s)| Decoded::parse(p, s, levels)).collect())
@@ -279,18 +282,17 @@ impl Decoder {
     }
 
     /// Runs the prompts, plants a root at each one's end and scores its children.
-    fn prefill(&self, s: &mut Stream, model: &dyn DecodeModel, rows: Slice) {
-        let (on, prompts) = (&self.buffers, self.prompts);
-        let end_hidden = on.end_hidden.first(prompts * model.hidden());
-        let wanted = self.is_valued().then_some(on.end_value.first(prompts));
-        model.prefill(s, &self.prefilled(rows), end_hidden, wanted);
-        let spans = on.prompt_spans.first(3 * prompts);
+    fn prefill(&self, s: &mut Stream, model: &dyn DecodeModel, prompts: &Prefill) {
+        let (on, n) = (&self.buffers, prompts.prompts);
+        let (hidden, value) = (on.end_hidden.all(), on.end_value.all());
+        let wanted = self.is_valued().then_some(value);
+        model.prefill(s, prompts, hidden, wanted);
         let (tree, stats, entry) = (on.tree.all(), on.stats.all(), on.entry.all());
-        search_begin(s, spans, tree, stats, entry, prompts, self.plan.nodes);
+        search_begin(s, prompts.spans, tree, stats, entry, n, self.plan.nodes);
         let batch = Batch {
-            hidden: end_hidden,
-            value: on.end_value.first(prompts),
-            rows: prompts.into(),
+            hidden,
+            value,
+            rows: n.into(),
             top: self.top(0),
             leaves: false,
         };
@@ -328,11 +330,10 @@ impl Decoder {
             keys: self.size.keys + prompts * self.plan.nodes as u64,
             pairs: each * (self.size.keys + prompts * depth as u64),
         };
-        let hidden = on.hidden.first(n * model.hidden());
-        let value = on.value.first(n);
+        let (hidden, value) = (on.hidden.all(), on.value.all());
         let wanted = self.is_valued().then_some(value);
-        let records = on.rows.first(n * Row::WORDS);
-        model.forward(s, records, rows, on.parent.all(), hidden, wanted);
+        let (records, parent) = (on.rows.all(), on.parent.all());
+        model.forward(s, records, rows, parent, hidden, wanted);
         let batch = Batch {
             hidden,
             value,
@@ -360,26 +361,14 @@ impl Decoder {
         for from in (0..batch.rows.max).step_by(chunk) {
             let counted = batch.rows.part(from, chunk);
             let rows = counted.max;
-            let mut logits = on.logits.all();
+            let logits = on.logits.all();
             if !batch.leaves {
-                logits = logits.first(rows * vocab);
-                model.logits(
-                    s,
-                    batch.hidden.part(from * width, rows * width),
-                    counted,
-                    logits,
-                );
+                model.logits(s, batch.hidden.skip(from * width), counted, logits);
             }
-            let part = |buffer: &Buffer, width: usize| {
-                if width == 0 {
-                    buffer.all()
-                } else {
-                    buffer.slice(from * width, rows * width)
-                }
-            };
+            let part = |buffer: &Buffer, width: usize| buffer.all().skip(from * width);
             let slices = Expand {
                 logits,
-                value: keep.then(|| batch.value.part(from, rows)),
+                value: keep.then(|| batch.value.skip(from)),
                 entry: part(&on.entry, 2),
                 trie: self.trie.words(),
                 child_logp: part(&on.child_logp, if keep { 0 } else { fanout }),

@@ -9,6 +9,7 @@
 mod decoder;
 mod levels;
 mod plan;
+mod prompts;
 pub mod search;
 mod trie_buffers;
 mod ved;
@@ -18,10 +19,10 @@ mod tests;
 
 pub use decoder::Decoder;
 pub use plan::Plan;
+pub use prompts::{Prefill, PromptBuffers};
 pub use trie_buffers::TrieBuffers;
 
 use crate::device::{ALIGN_WORDS, Size, Slice, Stream};
-use crate::forest::ForestSize;
 
 /// What decoding needs of a model.
 pub trait DecodeModel {
@@ -52,21 +53,6 @@ pub trait DecodeModel {
 
     /// Records the logits `[n, V]` of `n` hidden states.
     fn logits(&self, s: &mut Stream, hidden: Slice, n: Size, logits: Slice);
-}
-
-/// The prompts of a decode on the device.
-#[derive(Clone, Copy, Debug)]
-pub struct Prefill {
-    /// B.
-    pub prompts: usize,
-    /// The prompts' rows, packed from row and slot 0 on, with inactive rows up to a multiple of 64.
-    pub rows: Slice,
-    pub tokens: usize,
-    pub size: ForestSize,
-    pub parent: Slice,
-    /// u32 `[B]`: each prompt's last row, and `[B, ROW]`: those rows' records.
-    pub ends: Slice,
-    pub end_rows: Slice,
 }
 
 /// How candidates are found.
@@ -141,10 +127,27 @@ pub struct Capacity {
     pub tokens: usize,
 }
 
+/// Whatever lies behind the prompts of a batch begins at one of at most so many rows ([`Capacity::beginnings`]): what is
+/// made once for each of them is bounded.
+const BEGINNINGS: usize = 32;
+
 impl Capacity {
-    /// Rows that so many tokens take, and the first slot of tree nodes: a multiple of 64.
+    /// Prompts are padded to a multiple of so many rows: of 64, so that slices can begin behind them, or of a 32nd of all
+    /// there can be if that is more, which wastes 3% of them at most.
+    pub fn grain(&self) -> usize {
+        self.tokens
+            .div_ceil(BEGINNINGS)
+            .next_multiple_of(ALIGN_WORDS)
+    }
+
+    /// Rows that so many tokens take, and the first slot of tree nodes.
     pub fn rows(&self) -> usize {
-        self.tokens.next_multiple_of(ALIGN_WORDS)
+        self.tokens.next_multiple_of(self.grain())
+    }
+
+    /// The numbers of rows that a batch can take.
+    pub fn beginnings(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.grain()..=self.rows()).step_by(self.grain())
     }
 }
 

@@ -2,13 +2,12 @@
 
 use super::{
     Capacity, DecodeConfig, DecodeModel, Decoded, Decoder, Method, Plan, Prefill, Prompt,
-    TrieBuffers, Ved,
+    PromptBuffers, TrieBuffers, Ved,
 };
 use crate::catalog::Catalog;
 use crate::config::{Candidates, Config, EvalDecode, PromptAttention};
 use crate::data::Dataset;
-use crate::device::{Buffer, Precision, Size, Slice, Stream};
-use crate::forest::Row;
+use crate::device::{ALIGN_WORDS, Buffer, Precision, Size, Slice, Stream};
 use crate::kernels::gather::gather_rows;
 use crate::model::activations::{Cache, LayerActs};
 use crate::model::{Activations, Asked, Model};
@@ -115,7 +114,7 @@ impl DecodeModel for Runner<'_> {
         let n = prompts.prompts;
         let pass = self
             .model
-            .pass(prompts.rows, prompts.parent, prompts.tokens);
+            .pass(prompts.rows, prompts.parent, prompts.tokens());
         s.forest = prompts.size;
         if self.kept.is_none() && value.is_none() {
             let asked = Asked {
@@ -170,12 +169,30 @@ impl DecodeModel for Runner<'_> {
     }
 }
 
+/// See [`Searcher::upload`].
+fn upload(
+    decoder: &mut Decoder,
+    catalog: &Catalog,
+    (histories, first): (&[&[u32]], u32),
+    to: &PromptBuffers,
+) -> Result<Prefill> {
+    let tokens: Vec<Vec<u32>> = histories
+        .iter()
+        .map(|items| catalog.prompt(items))
+        .collect();
+    let prompts: Vec<Prompt> = (first..)
+        .zip(&tokens)
+        .map(|(document, tokens)| Prompt { tokens, document })
+        .collect();
+    decoder.upload(&prompts, to)
+}
+
 /// Decodes batches of histories.
 pub struct Searcher {
     pub decoder: Decoder,
     acts: Activations,
-    /// The prompts' rows, unless they are run in another's buffers.
-    rows: Buffer,
+    /// Where [`Searcher::search`] puts prompts; another has buffers of its own for those run beside its passes.
+    own: Option<PromptBuffers>,
     end_queries: Buffer,
     precision: Precision,
     stream: Stream,
@@ -244,13 +261,13 @@ impl Searcher {
             Some((prompts, tokens)) => (tokens.max(nodes), Cache::Of(prompts)),
             None => (capacity.rows().max(nodes), Cache::PerLayer(decoder.slots())),
         };
-        let rows = match beside {
-            Some(_) => 0,
-            None => capacity.rows() * Row::WORDS,
+        let own = match beside {
+            Some(_) => None,
+            None => Some(PromptBuffers::new(device, capacity, capacity.rows())?),
         };
         Ok(Searcher {
             acts: Activations::for_inference(model, tokens, cache)?,
-            rows: Buffer::new(device, "prompt rows", rows)?,
+            own,
             end_queries: Buffer::new(
                 device,
                 "end queries",
@@ -284,33 +301,25 @@ impl Searcher {
         &self.acts
     }
 
-    /// Uploads histories (items, oldest first) as prompts, to `rows`; the documents from `first` on name them in draws.
+    /// Uploads histories (items, oldest first) as prompts, to `to`; the documents from `first` on name them in draws.
     pub fn upload(
         &mut self,
         catalog: &Catalog,
         histories: &[&[u32]],
         first: u32,
-        rows: Slice,
-    ) -> Result<()> {
-        let tokens: Vec<Vec<u32>> = histories
-            .iter()
-            .map(|items| catalog.prompt(items))
-            .collect();
-        let prompts: Vec<Prompt> = (first..)
-            .zip(&tokens)
-            .map(|(document, tokens)| Prompt { tokens, document })
-            .collect();
-        self.decoder.upload(&prompts, rows)
+        to: &PromptBuffers,
+    ) -> Result<Prefill> {
+        upload(&mut self.decoder, catalog, (histories, first), to)
     }
 
-    /// Records a decode of the prompts last uploaded, to `rows`. If there is `kept`, they run in it, and it thereafter holds
-    /// what a forward pass over them leaves.
+    /// Records a decode of uploaded prompts. If there is `kept`, they run in it, and it thereafter holds what a forward pass
+    /// over them leaves.
     pub fn record(
-        &self,
+        &mut self,
         s: &mut Stream,
         model: &Model,
         kept: Option<&Activations>,
-        rows: Slice,
+        prompts: &Prefill,
         step: u32,
     ) {
         let runner = Runner {
@@ -319,7 +328,23 @@ impl Searcher {
             kept,
             end_queries: self.precision.of(self.end_queries.all()),
         };
-        self.decoder.decode(s, &runner, rows, step);
+        self.decoder.decode(s, &runner, prompts, step);
+    }
+
+    /// Makes what [`Searcher::search`] will need, for batches of any size.
+    pub fn prepare(&mut self, model: &Model) -> Result<()> {
+        let own = self.own.as_ref().expect("a searcher with prompts");
+        let most = self.decoder.most(own);
+        let fewer = (1..most.prompts).map(|prompts| Prefill { prompts, ..most });
+        let halved = |&rows: &usize| (rows > ALIGN_WORDS).then(|| rows.div_ceil(2));
+        let shorter = std::iter::successors(Some(most.tokens()), halved);
+        let shorter = shorter.map(|rows| most.taking(rows));
+        let mut streams = fewer.chain(shorter).map(|prompts| {
+            let mut s = Stream::new();
+            self.record(&mut s, model, None, &prompts, 0);
+            s
+        });
+        model.device.prepare(&mut streams)
     }
 
     /// Candidates for each history (items, oldest first). `step` and the documents from `first` on name the prompts in
@@ -332,11 +357,11 @@ impl Searcher {
         step: u32,
         first: u32,
     ) -> Result<Vec<Decoded>> {
-        let rows = self.rows.all();
-        self.upload(catalog, histories, first, rows)?;
+        let own = self.own.as_ref().expect("a searcher with prompts");
+        let prompts = upload(&mut self.decoder, catalog, (histories, first), own)?;
         let mut s = std::mem::take(&mut self.stream);
         s.clear();
-        self.record(&mut s, model, None, rows, step);
+        self.record(&mut s, model, None, &prompts, step);
         let ran = model.device.run(&s);
         self.stream = s;
         ran?;

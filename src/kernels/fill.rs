@@ -27,13 +27,13 @@ pub static FILL: Kernel = Kernel {
 
 /// Sets every word of `y` to `value`.
 pub fn fill_u32(stream: &mut Stream, y: Slice, value: u32) {
-    let n = y.len;
-    stream.push(
-        &FILL,
-        &Params { n, value },
-        &[y],
-        Grid::cover(n as usize, 256),
-    );
+    fill_first(stream, y, y.len as usize, value);
+}
+
+/// Sets the first `n` words of `y` to `value`.
+pub fn fill_first(stream: &mut Stream, y: Slice, n: usize, value: u32) {
+    let params = Params { n: n as u32, value };
+    stream.push(&FILL, &params, &[y], Grid::cover(n, 256));
 }
 
 /// Sets every element of `y` to `value`.

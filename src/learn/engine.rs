@@ -102,22 +102,39 @@ pub struct Input {
     pub scored_size: ForestSize,
 }
 
+/// Where a forest and its targets are uploaded to. Forests that one stream runs over have a room of their own each.
+pub struct Room {
+    rows: Buffer,
+    parent: Buffer,
+    target_rows: Buffer,
+    target_starts: Buffer,
+    target_tokens: Buffer,
+}
+
+impl Room {
+    /// For what `engine` can run.
+    pub fn new(engine: &Engine) -> Result<Room> {
+        let c = engine.capacity;
+        let buffer = |label, words| Buffer::new(engine.device(), label, words);
+        Ok(Room {
+            rows: buffer("forest rows", c.tokens * Row::WORDS)?,
+            parent: buffer("forest parents", c.tokens)?,
+            target_rows: buffer("scored rows", c.rows)?,
+            target_starts: buffer("target starts", c.rows + 1)?,
+            target_tokens: buffer("targets", c.targets)?,
+        })
+    }
+}
+
 pub struct Engine {
     pub model: Model,
     pub optimiser: Optimiser,
     pub acts: Activations,
     pub head: Head,
     capacity: Capacity,
-    rows: Buffer,
-    parent: Buffer,
     order: Buffer,
     /// [R, ROW] scratch of the reference's last layer.
     scored_records: Buffer,
-    target_rows: Buffer,
-    target_starts: Buffer,
-    target_tokens: Buffer,
-    /// `target_starts` as uploaded, closed with K.
-    starts: Vec<u32>,
 }
 
 impl Engine {
@@ -130,14 +147,8 @@ impl Engine {
         let buffer = |label, words| Buffer::new(device, label, words);
         Ok(Engine {
             optimiser: Optimiser::new(device, &model.layout, model.precision)?,
-            rows: buffer("forest rows", tokens * Row::WORDS)?,
-            parent: buffer("forest parents", tokens)?,
             order: buffer("token order", tokens)?,
             scored_records: buffer("scored rows' records", capacity.rows * Row::WORDS)?,
-            target_rows: buffer("scored rows", capacity.rows)?,
-            target_starts: buffer("target starts", capacity.rows + 1)?,
-            target_tokens: buffer("targets", capacity.targets)?,
-            starts: Vec::new(),
             acts,
             head,
             model,
@@ -157,8 +168,9 @@ impl Engine {
         self.capacity
     }
 
-    /// Uploads a forest and its targets. Errors: more than the capacity, tokens outside the vocabulary.
-    pub fn upload(&mut self, forest: &Forest, targets: &Targets) -> Result<Input> {
+    /// Uploads a forest and its targets to `to`, a room of this engine's capacity. Errors: more than that, tokens outside the
+    /// vocabulary.
+    pub fn upload(&self, to: &Room, forest: &Forest, targets: &Targets) -> Result<Input> {
         let c = self.capacity;
         ensure!(
             forest.len() <= c.tokens
@@ -178,30 +190,37 @@ impl Engine {
             anyhow::bail!("target token {token} is outside the model's vocabulary of {vocab}");
         }
         self.model.check(&forest.rows)?;
-        self.rows.write_u32(forest.row_words())?;
-        self.parent.write_u32(&forest.parent)?;
-        self.target_rows.write_u32(&targets.rows)?;
-        self.starts.clear();
-        self.starts.extend_from_slice(&targets.starts);
-        self.starts.push(targets.len() as u32);
-        self.target_starts.write_u32(&self.starts)?;
-        self.target_tokens.write_u32(&targets.tokens)?;
+        to.rows.write_u32(forest.row_words())?;
+        to.parent.write_u32(&forest.parent)?;
+        to.target_rows.write_u32(&targets.rows)?;
+        let closed = [targets.starts.as_slice(), &[targets.len() as u32]].concat();
+        to.target_starts.write_u32(&closed)?;
+        to.target_tokens.write_u32(&targets.tokens)?;
+        let lengths = [forest.len(), targets.rows.len(), targets.len()];
         Ok(Input {
-            rows: self.rows.all(),
-            parent: self.parent.all(),
+            size: forest.size(),
+            ..self.input(to, lengths)
+        })
+    }
+
+    /// A forest of T rows in `at`, R of them scored, with K targets; uploaded, unless it is for a stream that is not run.
+    pub fn input(&self, at: &Room, [tokens, scored, count]: [usize; 3]) -> Input {
+        Input {
+            rows: at.rows.all(),
+            parent: at.parent.all(),
             order: self.order.all(),
             targets: TargetSlices {
-                rows: self.target_rows.all(),
-                starts: self.target_starts.all(),
-                tokens: self.target_tokens.all(),
+                rows: at.target_rows.all(),
+                starts: at.target_starts.all(),
+                tokens: at.target_tokens.all(),
             },
-            tokens: forest.len().into(),
-            scored: targets.rows.len().into(),
-            count: targets.len().into(),
-            size: forest.size(),
+            tokens: tokens.into(),
+            scored: scored.into(),
+            count: count.into(),
+            size: ForestSize::default(),
             trees: ForestSize::default(),
             scored_size: ForestSize::default(),
-        })
+        }
     }
 
     /// The pass over an input.

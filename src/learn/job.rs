@@ -186,7 +186,8 @@ pub fn run(
             Model::initialised(device, &shape, positions, precision, init)?
         }
     };
-    let (engine, validation) = prepare(model, config, data, &plan, stages)?;
+    let (engine, mut validation) = prepare(model, config, data, &plan, stages)?;
+    validation.prepare(&engine.model)?;
     let tables = SidTables::new(data);
     let mut job = Job {
         context,
@@ -246,13 +247,7 @@ impl Job<'_> {
         let users = self.context.config.sft.eval_users;
         let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
         let mut check = |model: &Model| validate(model, data, tables, searcher, users, false);
-        sft::run(
-            &mut self.context,
-            &mut self.engine,
-            &plan,
-            state,
-            &mut check,
-        )?;
+        sft::run(&mut self.context, &self.engine, &plan, state, &mut check)?;
         Ok(())
     }
 
@@ -302,7 +297,7 @@ impl Job<'_> {
         let state = rl::run(
             &mut self.context,
             &config,
-            &mut self.engine,
+            &self.engine,
             (state, limit, origin),
             &mut check,
         )?;

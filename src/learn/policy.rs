@@ -204,26 +204,25 @@ impl Policy {
             .first(FIGURES + self.levels)
     }
 
-    /// Records one update over the first `parts` parts of a rollout of `prompts` prompts. In the rollout's `first` update
-    /// the policy is the one that drew the candidates: its log-probs, and the reference's, are kept for the later ones,
-    /// and, where there is one part, the passes over the prompts go on from the decoder's. With `value_only` the backbone
-    /// rests.
+    /// Records one update over all parts of a rollout. In the rollout's `first` update the policy is the one that drew the
+    /// candidates: its log-probs, and the reference's, are kept for the later ones, and, where there is one part, the
+    /// passes over the prompts go on from the decoder's. With `value_only` the backbone rests.
     pub fn record(
         &mut self,
         s: &mut Stream,
         engine: &Engine,
         rollout: &Rollout,
         reference: Option<&Model>,
-        (parts, prompts): (usize, usize),
         update: &Update,
         (first, value_only): (bool, bool),
     ) {
+        let (parts, prompts) = (rollout.uploaded().len(), rollout.prompts());
         self.td.prompts = prompts;
         self.hyper.prompts = match self.hyper.mask_zero_variance {
-            true => rollout.varied(prompts),
+            true => rollout.varied(),
             false => prompts.into(),
         };
-        self.hyper.candidates = rollout.present(prompts);
+        self.hyper.candidates = rollout.present();
         Model::clear(s, &engine.optimiser.gradient);
         for number in 0..parts {
             let packed = rollout.packed(number);

@@ -1,7 +1,7 @@
 //! Answers to the files another framework made (`vstar probe`): the inputs of `forward.safetensors` or `tree.safetensors`
 //! in, the same-named outputs out.
 
-use super::engine::{Capacity, Engine, Input, Targets};
+use super::engine::{Capacity, Engine, Input, Room, Targets};
 use super::sequences::push_tree;
 use super::tensors::{Output, floats, integers};
 use crate::device::{Buffer, Stream};
@@ -58,8 +58,9 @@ fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engin
         targets: targets.len(),
         slots: 0,
     };
-    let mut engine = Engine::new(model, capacity, false)?;
-    let input = engine.upload(forest, targets)?;
+    let engine = Engine::new(model, capacity, false)?;
+    let room = Room::new(&engine)?;
+    let input = engine.upload(&room, forest, targets)?;
     Ok((engine, input))
 }
 

@@ -88,8 +88,8 @@ impl Stepper {
         })
     }
 
-    /// Submits a step on `asked`, in parts of `part` questions: decoding, rewards, `updates` updates. One part is one
-    /// submission; several are one each, and one for the updates. `step` numbers it in draws.
+    /// Submits a step on `asked`, in parts of `part` questions: decoding, rewards, `updates` updates, all of it in one
+    /// submission. `step` numbers it in draws.
     pub fn submit(
         &mut self,
         engine: &Engine,
@@ -100,33 +100,60 @@ impl Stepper {
     ) -> Result<Submitted> {
         let device = engine.device();
         let before = device.counters();
-        let s = &mut self.stream;
+        self.rollout.upload(data, asked, part)?;
+        let updates = (updates, update, value_only);
+        let mut s = std::mem::take(&mut self.stream);
         s.clear();
-        let mut first = 0;
-        let parts = asked.len().div_ceil(part);
-        for (number, questions) in asked.chunks(part).enumerate() {
-            let sums = self.policy.rollout_figures(number);
-            let numbers = (step, first);
-            let of = (number, questions);
-            self.rollout.record(s, engine, data, of, numbers, sums)?;
-            first += questions.len() as u32;
-            if parts > 1 {
-                device.run(s)?;
-                s.clear();
-            }
-        }
-        for number in 0..updates {
-            let (rollout, of) = (&self.rollout, (parts, asked.len()));
-            let flags = (number == 0, value_only);
-            self.policy
-                .record(s, engine, rollout, reference, of, update, flags);
-        }
-        device.run(s)?;
+        self.record(&mut s, engine, step, reference, updates);
+        let ran = device.run(&s);
+        self.stream = s;
+        ran?;
         let reading = device.begin_reading(&self.policy.figures(engine))?;
         Ok(Submitted {
             reading,
             counters: device.counters() - before,
         })
+    }
+
+    /// Makes what steps on other questions, as many as were asked last, will need: the trees behind the prompts may begin
+    /// elsewhere, and a backbone that rests now will not rest for ever.
+    pub fn prepare(
+        &mut self,
+        engine: &Engine,
+        reference: Option<&Model>,
+        (updates, update): (usize, &Update),
+    ) -> Result<()> {
+        let uploaded = self.rollout.uploaded().to_vec();
+        let mut streams = self.rollout.beginnings().map(|rows| {
+            let parts = uploaded.iter().map(|part| part.taking(rows));
+            self.rollout.suppose(parts.collect());
+            let mut s = Stream::new();
+            self.record(&mut s, engine, 0, reference, (updates, update, false));
+            s
+        });
+        let prepared = engine.device().prepare(&mut streams);
+        drop(streams);
+        self.rollout.suppose(uploaded);
+        prepared
+    }
+
+    fn record(
+        &mut self,
+        s: &mut Stream,
+        engine: &Engine,
+        step: u32,
+        reference: Option<&Model>,
+        (updates, update, value_only): (usize, &Update, bool),
+    ) {
+        for number in 0..self.rollout.uploaded().len() {
+            let sums = self.policy.rollout_figures(number);
+            self.rollout.record(s, engine, (number, step), sums);
+        }
+        for number in 0..updates {
+            let flags = (number == 0, value_only);
+            self.policy
+                .record(s, engine, &self.rollout, reference, update, flags);
+        }
     }
 
     /// Waits for a step's figures.
@@ -189,7 +216,7 @@ impl Ahead {
 pub fn run(
     context: &mut Context,
     config: &Config,
-    engine: &mut Engine,
+    engine: &Engine,
     (mut state, limit, origin): (State, Limit, &Path),
     validate: &mut dyn FnMut(&Model) -> Result<Validation>,
 ) -> Result<State> {
@@ -206,7 +233,10 @@ pub fn run(
         false => None,
         true => Some(reference_model(context, engine, &state, origin)?),
     };
+    let moving = reference.as_ref().filter(|_| rl.ref_sync_steps > 0);
+    let mixing = moving.map(|reference| mixing(reference, &engine.model, rl.ref_mix as f32));
     let mut stepper = Stepper::new(engine, config, data)?;
+    let mut prepared = false;
     let per_step = (rl.prompts * stepper.rollout.searcher.budget()) as u64;
     let total = limit.total(per_step);
     let rate = LearningRate {
@@ -245,19 +275,25 @@ pub fn run(
             clip_norm: rl.clip_norm as f32,
         };
         let value_only = state.step < rl.value_warmup_steps as u64;
-        let submitted = stepper.submit(
+        let before = engine.device().counters();
+        let mut submitted = stepper.submit(
             engine,
             data,
             (&asked, rollout::part(config), state.step as u32),
             reference.as_ref(),
             (rl.updates, &update, value_only),
         )?;
+        if !prepared {
+            prepared = true;
+            stepper.prepare(engine, reference.as_ref(), (rl.updates, &update))?;
+            engine.device().prepare(&mut mixing.iter().cloned())?;
+            submitted.counters = engine.device().counters() - before;
+        }
         state.step += 1;
-        if let Some(reference) = &reference
-            && rl.ref_sync_steps > 0
+        if let Some(mixing) = &mixing
             && state.step.is_multiple_of(rl.ref_sync_steps as u64)
         {
-            mix(reference, &engine.model, rl.ref_mix as f32)?;
+            engine.device().run(mixing)?;
         }
         let next = Ahead {
             step: state.step,
@@ -292,8 +328,7 @@ pub fn run(
         let improved = validation.is_some_and(|v| state.note_validation(v.metric));
         // After a skipped step the checkpoint before may be the last good one.
         if due && counts || improved || last || stopped(&state) {
-            let moves = rl.ref_sync_steps > 0;
-            save(context, engine, &mut state, reference.as_ref(), moves)?;
+            save(context, engine, &mut state, moving)?;
         }
         if improved {
             context.checkpoints.mark_best(stage, state.step)?;
@@ -328,26 +363,24 @@ fn reference_model(
     Ok(model)
 }
 
-/// `reference = mix policy + (1 - mix) reference`, on the device.
-fn mix(reference: &Model, policy: &Model, mix: f32) -> Result<()> {
+/// `reference = mix policy + (1 - mix) reference`.
+fn mixing(reference: &Model, policy: &Model, mix: f32) -> Stream {
     let mut s = Stream::new();
     let blocks = policy.weights.blocks.iter().zip(&reference.weights.blocks);
     for (from, to) in blocks {
         lerp(&mut s, from.all(), to.all(), mix, to.len());
     }
     reference.weights.refresh(&mut s);
-    policy.device.run(&s)
+    s
 }
 
-/// Saves a checkpoint, with the reference where it moves.
+/// Saves a checkpoint, with the reference if it moves.
 fn save(
     context: &mut Context,
     engine: &Engine,
     state: &mut State,
-    reference: Option<&Model>,
-    moves: bool,
+    moved: Option<&Model>,
 ) -> Result<()> {
-    let moved = reference.filter(|_| moves);
     context.save_with(engine, state, |folder| match moved {
         Some(r) => save_blocks(&r.layout, &r.weights.read()?, &folder.join(REFERENCE)),
         None => Ok(()),

@@ -5,10 +5,9 @@ use super::engine::{Capacity, Engine, Input, TargetSlices};
 use super::judge::Judge;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::decode::Decoded;
 use crate::decode::search::{self, Decoding, Searcher};
+use crate::decode::{self, Decoded, Prefill, PromptBuffers};
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
-use crate::forest::{ForestSize, Row};
 use crate::kernels::reduce;
 use crate::kernels::tree::{self, FIGURES, MAX_LEVELS, Pack, PackParams, SIZES, SizesParams};
 use crate::kernels::tree_tables::Shape;
@@ -86,15 +85,13 @@ impl Tables {
     }
 }
 
-/// What one part keeps from its rollout to its updates.
+/// What one part is given, and what it keeps from its rollout to its updates.
 struct Part {
-    rows: Buffer,
+    prompts: PromptBuffers,
+    asked: Buffer,
     parent: Buffer,
     rewards: Buffer,
     steps: Buffer,
-    prompts: usize,
-    /// Of the prompts.
-    size: ForestSize,
 }
 
 /// A part as the updates see it.
@@ -117,16 +114,18 @@ pub struct Rollout {
     pub searcher: Searcher,
     judge: Judge,
     parts: Vec<Part>,
+    /// The prompts of each part, as last uploaded.
+    uploaded: Vec<Prefill>,
     tables: Buffer,
     at: Tables,
-    asked: Buffer,
     sizes: Buffer,
     figures: Buffer,
     order: Buffer,
     group: usize,
     levels: usize,
     widths: Vec<usize>,
-    words: Vec<u32>,
+    /// Of the prompts of a part.
+    batch: decode::Capacity,
 }
 
 impl Rollout {
@@ -135,7 +134,7 @@ impl Rollout {
     pub fn new(engine: &Engine, config: &Config, data: &Dataset) -> Result<Rollout> {
         let (device, prompts) = (engine.device(), part(config));
         let decoding = Decoding::rollout(config, data, prompts);
-        let room = capacity(config, data)?;
+        let (room, batch) = (capacity(config, data)?, search::capacity(data, &decoding));
         let levels = data.catalog.levels();
         ensure!(
             levels <= MAX_LEVELS,
@@ -151,12 +150,11 @@ impl Rollout {
         let buffer = |label, words| Buffer::new(device, label, words);
         let parts = (0..config.rl.accumulate.min(config.rl.prompts)).map(|_| {
             Ok(Part {
-                rows: buffer("rollout rows", room.tokens * Row::WORDS)?,
+                prompts: PromptBuffers::new(device, batch, room.tokens)?,
+                asked: buffer("questions", prompts * (tree::ASKED + levels))?,
                 parent: buffer("rollout parents", room.tokens)?,
                 rewards: buffer("rewards", prompts * group)?,
                 steps: buffer("step rewards", prompts * group * levels)?,
-                prompts: 0,
-                size: ForestSize::default(),
             })
         });
         let parts = parts.collect::<Result<Vec<Part>>>()?;
@@ -164,17 +162,17 @@ impl Rollout {
         Ok(Rollout {
             judge: Judge::new(device, config, data)?,
             tables: buffer("candidate tables", parts.len() * at.words + ALIGN_WORDS)?,
-            asked: buffer("questions", prompts * (tree::ASKED + levels))?,
             sizes: buffer("tree sizes", prompts * SIZES)?,
             figures: buffer("rollout figures", prompts * (FIGURES + levels))?,
             order: buffer("token order", room.tokens)?,
             searcher,
             parts,
+            uploaded: Vec::new(),
             at,
             group,
             levels,
             widths: widths(group, data),
-            words: Vec::new(),
+            batch,
         })
     }
 
@@ -201,79 +199,107 @@ impl Rollout {
         self.parts.len() * self.at.words
     }
 
+    /// Prompts of the questions last uploaded.
+    pub fn prompts(&self) -> usize {
+        self.uploaded.iter().map(|part| part.prompts).sum()
+    }
+
     /// Prompts whose candidates' rewards differ, over all parts.
-    pub fn varied(&self, prompts: usize) -> Size {
-        Size::held(Word::at(self.tables.all(), self.totals()), prompts)
+    pub fn varied(&self) -> Size {
+        Size::held(Word::at(self.tables.all(), self.totals()), self.prompts())
     }
 
     /// Candidates of all prompts, over all parts.
-    pub fn present(&self, prompts: usize) -> Size {
+    pub fn present(&self) -> Size {
         let word = Word::at(self.tables.all(), self.totals() + 1);
-        Size::held(word, prompts * self.group)
+        Size::held(word, self.prompts() * self.group)
     }
 
-    /// Uploads the questions of part `number` and records its rollout: decoding, rewards, packing. Questions from `first`
-    /// on name the prompts in draws. The prompts run in the engine's own buffers, where a forward pass may go on with
-    /// them. `sums` gets the parts' [`FIGURES`], added up over the prompts.
+    /// Uploads questions, in parts of `part`, each to where it stays until its updates: so one stream may run all parts.
+    /// Their numbers name the prompts in draws.
+    pub fn upload(&mut self, data: &Dataset, asked: &[Question], part: usize) -> Result<()> {
+        self.uploaded.clear();
+        let mut first = 0;
+        for (to, asked) in self.parts.iter().zip(asked.chunks(part)) {
+            let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
+            let (searcher, catalog) = (&mut self.searcher, &data.catalog);
+            let uploaded = searcher.upload(catalog, &histories, first, &to.prompts)?;
+            let mut words = Vec::new();
+            for (document, question) in searcher.decoder.documents().iter().zip(asked) {
+                let rows = document.begin..document.end;
+                self.judge.ask(data, rows, question.target, &mut words);
+            }
+            to.asked.write_u32(&words)?;
+            self.uploaded.push(uploaded);
+            first += asked.len() as u32;
+        }
+        ensure!(
+            self.prompts() == asked.len(),
+            "{} questions do not fit {} parts of {part}",
+            asked.len(),
+            self.parts.len()
+        );
+        Ok(())
+    }
+
+    /// The prompts of each part, as last uploaded.
+    pub fn uploaded(&self) -> &[Prefill] {
+        &self.uploaded
+    }
+
+    /// From now on records as if these had been uploaded: for streams that are not run.
+    pub fn suppose(&mut self, uploaded: Vec<Prefill>) {
+        self.uploaded = uploaded;
+    }
+
+    /// Where the trees of a part may begin.
+    pub fn beginnings(&self) -> impl Iterator<Item = usize> + use<> {
+        self.batch.beginnings()
+    }
+
+    /// Records the rollout of part `number`: decoding, rewards, packing. The prompts run in the engine's own buffers, where
+    /// a forward pass may go on with them. `sums` gets the parts' [`FIGURES`], added up over the prompts.
     pub fn record(
         &mut self,
         s: &mut Stream,
         engine: &Engine,
-        data: &Dataset,
-        (number, asked): (usize, &[Question]),
-        (step, first): (u32, u32),
+        (number, step): (usize, u32),
         sums: Slice,
-    ) -> Result<()> {
-        let part = &mut self.parts[number];
-        let histories: Vec<&[u32]> = asked.iter().map(|q| q.history).collect();
-        let rows = part.rows.all();
+    ) {
+        let (part, prompts) = (&self.parts[number], self.uploaded[number]);
+        let n = prompts.prompts;
         self.searcher
-            .upload(&data.catalog, &histories, first, rows)?;
-        self.words.clear();
-        for (document, question) in self.searcher.decoder.documents().iter().zip(asked) {
-            let rows = document.begin..document.end;
-            self.judge.ask(data, rows, question.target, &mut self.words);
-        }
-        self.asked.write_u32(&self.words)?;
-        part.prompts = asked.len();
-        part.size = self.searcher.decoder.prefilled(rows).size;
-
-        self.searcher
-            .record(s, &engine.model, Some(&engine.acts), rows, step);
+            .record(s, &engine.model, Some(&engine.acts), &prompts, step);
         let [picked, scores] = self.searcher.decoder.found();
         let (rewards, steps) = (part.rewards.all(), part.steps.all());
-        let asked_words = self.asked.all();
-        self.judge.record(
-            s,
-            [picked, scores, asked_words],
-            [rewards, steps],
-            asked.len(),
-            self.group,
-        );
+        let asked = part.asked.all();
+        let judged = [picked, scores, asked];
+        self.judge
+            .record(s, judged, [rewards, steps], n, self.group);
         let sizes = self.sizes.all();
         let params = SizesParams {
-            prompts: asked.len() as u32,
+            prompts: n as u32,
             group: self.group as u32,
             levels: self.levels as u32,
         };
         tree::sizes(s, picked, rewards, sizes, params);
         let on = Pack {
             picked,
-            asked: asked_words,
+            asked,
             rewards,
             sizes,
             tables: self.tables.all(),
-            rows,
+            rows: prompts.rows,
             parent: part.parent.all(),
             figures: self.figures.all(),
         };
         let base = number * self.at.words;
         let at = |offset: usize| (base + offset) as u32;
         let params = PackParams {
-            prompts: asked.len() as u32,
+            prompts: n as u32,
             group: self.group as u32,
             levels: self.levels as u32,
-            tree_begin: part.size.rows as u32,
+            tree_begin: prompts.tokens() as u32,
             begin_totals: (number == 0) as u32,
             scored: at(self.at.scored),
             starts: at(self.at.starts),
@@ -286,25 +312,25 @@ impl Rollout {
         };
         tree::pack(s, on, params);
         let figures = self.figures.all();
-        reduce::columns(s, figures, sums, asked.len(), FIGURES + self.levels);
-        Ok(())
+        reduce::columns(s, figures, sums, n, FIGURES + self.levels);
     }
 
     /// Part `number` of the last rollout.
     pub fn packed(&self, number: usize) -> Packed {
-        let (part, at) = (&self.parts[number], self.at);
+        let (part, prompts) = (&self.parts[number], &self.uploaded[number]);
+        let (at, n) = (self.at, prompts.prompts);
         let base = number * at.words;
         let table = |offset: usize| self.tables.all().skip(base + offset);
         let count = |index: usize, max: usize| {
             Size::held(Word::at(self.tables.all(), base + at.counts + index), max)
         };
         let (nodes, inner) = bounds(&self.widths);
-        let (nodes, tree_begin) = (part.prompts * nodes, part.size.rows as usize);
-        let trees = part.size.trees(part.prompts, &self.widths);
-        let scored = part.size.scored(part.prompts, &self.widths);
+        let (nodes, tree_begin) = (n * nodes, prompts.tokens());
+        let trees = prompts.size.trees(n, &self.widths);
+        let scored = prompts.size.scored(n, &self.widths);
         Packed {
             input: Input {
-                rows: part.rows.all(),
+                rows: prompts.rows,
                 parent: part.parent.all(),
                 order: self.order.all(),
                 targets: TargetSlices {
@@ -313,15 +339,15 @@ impl Rollout {
                     tokens: table(at.tokens),
                 },
                 tokens: count(0, tree_begin + nodes),
-                scored: count(2, part.prompts * (1 + inner)),
+                scored: count(2, n * (1 + inner)),
                 count: count(1, nodes),
-                size: part.size.and(trees),
+                size: prompts.size.and(trees),
                 trees,
                 scored_size: scored,
             },
             tree_begin,
             shape: Shape {
-                prompts: part.prompts,
+                prompts: n,
                 group: self.group,
                 levels: self.levels,
                 nodes: count(1, nodes),
@@ -337,8 +363,8 @@ impl Rollout {
     /// Waits for the last rollout; what its last part found, and the rewards [B, G], for those who want to look.
     pub fn read(&self, device: &DeviceRef, number: usize) -> Result<(Vec<Decoded>, Vec<f32>)> {
         let found = self.searcher.decoder.read()?;
-        let part = &self.parts[number];
-        let rewards = part.rewards.first(part.prompts * self.group);
+        let rewards = &self.parts[number].rewards;
+        let rewards = rewards.first(self.uploaded[number].prompts * self.group);
         Ok((found, crate::device::read_f32(device, rewards)?))
     }
 }

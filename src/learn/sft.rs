@@ -2,14 +2,14 @@
 //! NDCG@10 stops improving.
 
 use super::context::{Context, Faults, Pace, Record, StepRecord, Validation, attention};
-use super::engine::{Capacity, Engine, Targets};
+use super::engine::{Capacity, Engine, Input, Room, Targets};
 use super::schedule::LearningRate;
 use super::sequences::{Window, epoch_order, push_window, windows};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::{ALIGN_WORDS, Buffer, Counters, Reading, Stream};
 use crate::forest::{Forest, PromptAttention};
-use crate::kernels::{grad_norm, reduce};
+use crate::kernels::{fill, grad_norm, reduce};
 use crate::model::Model;
 use crate::model::optimiser::{LossScale, Update};
 use crate::run::{Stage, State};
@@ -118,7 +118,8 @@ pub struct Trainer {
     forest: Forest,
     targets: Targets,
     stream: Stream,
-    weights: Vec<f32>,
+    /// Of each part.
+    rooms: Vec<Room>,
     /// The loss of each part, one aligned slot each, and their sum.
     losses: Buffer,
     loss: Buffer,
@@ -168,62 +169,49 @@ pub struct StepResult {
 }
 
 impl Trainer {
+    /// For steps of up to `parts` parts.
     pub fn new(engine: &Engine, parts: usize) -> Result<Trainer> {
+        let rooms = (0..parts).map(|_| Room::new(engine));
         Ok(Trainer {
             forest: Forest::new(),
             targets: Targets::default(),
             stream: Stream::new(),
-            weights: Vec::new(),
-            losses: Buffer::new(engine.device(), "losses", parts.max(1) * ALIGN_WORDS)?,
+            rooms: rooms.collect::<Result<_>>()?,
+            losses: Buffer::new(engine.device(), "losses", parts * ALIGN_WORDS)?,
             loss: Buffer::new(engine.device(), "loss", ALIGN_WORDS)?,
         })
     }
 
-    /// Submits the gradient over `parts` (mean over all their targets), then one update.
+    /// Submits the gradient over `parts` (mean over all their targets), then one update, all of it in one submission.
     pub fn submit<D>(
         &mut self,
-        engine: &mut Engine,
+        engine: &Engine,
         parts: &[D],
         pack: impl Fn(&D, &mut Forest, &mut Targets),
         update: &Update,
     ) -> Result<Submitted> {
-        let mut counts = Vec::with_capacity(parts.len());
-        for part in parts {
-            self.pack(part, &pack);
-            counts.push(self.targets.len());
-        }
-        let total: usize = counts.iter().sum();
-        let (mut tokens, device) = (0, engine.device().clone());
+        let device = engine.device();
         let before = device.counters();
-        for (i, part) in parts.iter().enumerate() {
-            self.pack(part, &pack);
+        let (mut tokens, mut inputs) = (0, Vec::with_capacity(parts.len()));
+        for (part, room) in parts.iter().zip(&self.rooms) {
+            self.forest.clear();
+            self.targets.clear();
+            pack(part, &mut self.forest, &mut self.targets);
             tokens += self.forest.len();
-            let input = engine.upload(&self.forest, &self.targets)?;
-            self.weights.clear();
-            self.weights.resize(self.targets.len(), -1.0 / total as f32);
-            engine.head.g.write_f32(&self.weights)?;
-            let s = &mut self.stream;
-            s.clear();
-            if i == 0 {
-                Model::clear(s, &engine.optimiser.gradient);
-            }
-            engine.forward_backward(s, &input);
-            let (logp, g) = (engine.head.logp.all(), engine.head.g.all());
-            let loss = self.losses.slice(i * ALIGN_WORDS, 1);
-            reduce::dot(s, logp, g, loss, input.count);
-            if i + 1 == parts.len() {
-                engine.optimiser.step(s, &engine.model.weights, update);
-                // Losses of all parts, for the one slice the host reads.
-                reduce::columns(
-                    s,
-                    self.losses.all(),
-                    self.loss.all(),
-                    parts.len(),
-                    ALIGN_WORDS,
-                );
-            }
-            device.run(s)?;
+            inputs.push(engine.upload(room, &self.forest, &self.targets)?);
         }
+        ensure!(
+            inputs.len() == parts.len(),
+            "{} parts do not fit {} rooms",
+            parts.len(),
+            self.rooms.len()
+        );
+        let mut s = std::mem::take(&mut self.stream);
+        s.clear();
+        self.record(&mut s, engine, &inputs, update);
+        let ran = device.run(&s);
+        self.stream = s;
+        ran?;
         let read = [self.loss.first(1), engine.optimiser.norm()];
         let reading = device.begin_reading(&read)?;
         Ok(Submitted {
@@ -234,21 +222,50 @@ impl Trainer {
         })
     }
 
+    /// Makes what steps on parts of any length will need.
+    pub fn prepare(&self, engine: &Engine, update: &Update) -> Result<()> {
+        let c = engine.capacity();
+        let most = c.tokens.max(c.rows).max(c.targets);
+        let halved = |&n: &usize| (n > 1).then(|| n.div_ceil(2));
+        let mut streams = std::iter::successors(Some(most), halved).map(|n| {
+            let lengths = [c.tokens, c.rows, c.targets].map(|most| n.min(most));
+            let rooms = self.rooms.iter();
+            let inputs: Vec<Input> = rooms.map(|room| engine.input(room, lengths)).collect();
+            let mut s = Stream::new();
+            self.record(&mut s, engine, &inputs, update);
+            s
+        });
+        engine.device().prepare(&mut streams)
+    }
+
+    fn record(&self, s: &mut Stream, engine: &Engine, parts: &[Input], update: &Update) {
+        let lengths = || parts.iter().map(|part| part.count.max);
+        let (logp, g) = (engine.head.logp.all(), engine.head.g.all());
+        // The same in every part, and for every target.
+        let weight = -1.0 / lengths().sum::<usize>() as f32;
+        let most = lengths().max().unwrap_or(0);
+        fill::fill_first(s, g, most, weight.to_bits());
+        Model::clear(s, &engine.optimiser.gradient);
+        for (number, input) in parts.iter().enumerate() {
+            engine.forward_backward(s, input);
+            let loss = self.losses.slice(number * ALIGN_WORDS, 1);
+            reduce::dot(s, logp, g, loss, input.count);
+        }
+        engine.optimiser.step(s, &engine.model.weights, update);
+        // Losses of all parts, for the one slice the host reads.
+        let (losses, sum) = (self.losses.all(), self.loss.all());
+        reduce::columns(s, losses, sum, parts.len(), ALIGN_WORDS);
+    }
+
     /// Runs a step and waits for its figures.
     pub fn step<D>(
         &mut self,
-        engine: &mut Engine,
+        engine: &Engine,
         parts: &[D],
         pack: impl Fn(&D, &mut Forest, &mut Targets),
         update: &Update,
     ) -> Result<StepResult> {
         self.submit(engine, parts, pack, update)?.wait()
-    }
-
-    fn pack<D>(&mut self, part: &D, pack: impl Fn(&D, &mut Forest, &mut Targets)) {
-        self.forest.clear();
-        self.targets.clear();
-        pack(part, &mut self.forest, &mut self.targets);
     }
 }
 
@@ -296,7 +313,7 @@ impl Ahead {
 /// Runs the stage from `state` on; the engine's model ends up with the weights of the best validation.
 pub fn run(
     context: &mut Context,
-    engine: &mut Engine,
+    engine: &Engine,
     plan: &Plan,
     mut state: State,
     validate: &mut dyn FnMut(&Model) -> Result<Validation>,
@@ -312,6 +329,7 @@ pub fn run(
     };
     let (mut epoch, mut order) = plan.order(context.config.seed, state.step);
     let mut trainer = Trainer::new(engine, config.accumulate)?;
+    let mut prepared = false;
     let mut faults = Faults::default();
     let eval_every = match config.eval_every as u64 {
         0 => plan.steps_per_epoch,
@@ -342,7 +360,13 @@ pub fn run(
                 push_window(&data.catalog, items, w, attention, (f, t));
             }
         };
-        let submitted = trainer.submit(engine, &parts, pack, &update)?;
+        let before = engine.device().counters();
+        let mut submitted = trainer.submit(engine, &parts, pack, &update)?;
+        if !prepared {
+            prepared = true;
+            trainer.prepare(engine, &update)?;
+            submitted.counters = engine.device().counters() - before;
+        }
         state.step += 1;
         state.epoch = state.step / plan.steps_per_epoch;
         let next = Ahead {

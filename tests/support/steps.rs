@@ -25,7 +25,7 @@ pub fn update(lr: f32) -> Update {
 
 /// One fine-tuning step on documents in parts.
 pub fn sft_step(
-    engine: &mut Engine,
+    engine: &Engine,
     data: &Dataset,
     parts: &[Vec<Window>],
     attention: PromptAttention,
@@ -43,7 +43,7 @@ pub fn sft_step(
 
 /// Losses of fine-tuning steps over shuffled documents.
 pub fn fine_tune(
-    engine: &mut Engine,
+    engine: &Engine,
     data: &Dataset,
     attention: PromptAttention,
     (steps, lr): (u32, f32),

@@ -5,9 +5,8 @@ mod reference;
 mod table_model;
 
 use super::*;
+use crate::device::DeviceRef;
 use crate::device::cpu::Cpu;
-use crate::device::{Buffer, DeviceRef};
-use crate::forest::Row;
 use crate::kernels::harness::{devices, lockstep_pair};
 use crate::rng::{self, Rng};
 use reference::{Search, World};
@@ -91,7 +90,7 @@ fn decode(
     let rows = prompts.len() * decoder.plan().rows();
     let model_rows = rows.max(capacity.rows());
     let model = TableModel::new(device, catalog.vocab, decoder.slots(), model_rows);
-    let rows = Buffer::new(device, "prompt rows", capacity.rows() * Row::WORDS).unwrap();
+    let at = PromptBuffers::new(device, capacity, capacity.rows()).unwrap();
     let batch: Vec<Prompt> = prompts
         .iter()
         .map(|(document, tokens)| Prompt {
@@ -100,8 +99,8 @@ fn decode(
         })
         .collect();
     let mut stream = Stream::new();
-    decoder.upload(&batch, rows.all()).unwrap();
-    decoder.decode(&mut stream, &model, rows.all(), STEP);
+    let uploaded = decoder.upload(&batch, &at).unwrap();
+    decoder.decode(&mut stream, &model, &uploaded, STEP);
     device.run(&stream).unwrap();
     (decoder.plan().clone(), decoder.read().unwrap())
 }
@@ -437,7 +436,7 @@ fn refuses_what_it_cannot_hold() {
     let config = config(Method::Beam { width: 2 });
     let trie = catalog.trie(&device);
     let mut decoder = Decoder::new(&device, trie, [catalog.vocab, 3], capacity, config).unwrap();
-    let rows = Buffer::new(&device, "prompt rows", 64 * Row::WORDS).unwrap();
+    let at = PromptBuffers::new(&device, capacity, capacity.rows()).unwrap();
     let mut error = |tokens: &[&[u32]]| {
         let prompts: Vec<Prompt> = tokens
             .iter()
@@ -446,7 +445,7 @@ fn refuses_what_it_cannot_hold() {
                 document: 7,
             })
             .collect();
-        let refused = decoder.upload(&prompts, rows.all());
+        let refused = decoder.upload(&prompts, &at);
         refused.unwrap_err().to_string()
     };
     assert!(error(&[&[1; 5]]).contains("1 prompts of 5 tokens"));

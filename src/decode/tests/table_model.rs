@@ -64,7 +64,7 @@ impl DecodeModel for TableModel {
 
     fn prefill(&self, s: &mut Stream, prompts: &Prefill, hidden: Slice, value: Option<Slice>) {
         let (all, values) = (self.prompt_hidden.all(), self.prompt_value.all());
-        let (n, parent) = (prompts.tokens, prompts.parent);
+        let (n, parent) = (prompts.tokens(), prompts.parent);
         self.forward(s, prompts.rows, n.into(), parent, all, Some(values));
         gather_rows(s, all, prompts.ends, hidden, prompts.prompts, HIDDEN);
         if let Some(value) = value {
