@@ -37,10 +37,10 @@ fn first_step(
     factor: f32,
 ) -> (f64, Vec<(String, Vec<f32>)>) {
     let (data, config) = (dataset(), config(settings));
-    let mut engine = engine(device, &config, &data);
+    let engine = engine(device, &config, &data);
     let scale = LossScale { factor, calm: 0.0 };
     engine.optimiser.resume(0, Some(scale)).unwrap();
-    let result = sft_step(&mut engine, &data, &[documents()], CAUSAL, &update(1e-3));
+    let result = sft_step(&engine, &data, &[documents()], CAUSAL, &update(1e-3));
     assert!(result.finite);
     let mut gradient = gradient(&engine);
     let values = gradient.iter_mut().flat_map(|(_, values)| values);
@@ -67,13 +67,13 @@ fn the_gradient_is_nearly_that_of_f32_whatever_the_loss_scale() {
 fn it_learns_as_f32_does() {
     let data = dataset();
     let curve = |device: &DeviceRef, settings: &[&str]| {
-        let mut engine = engine(device, &config(settings), &data);
+        let engine = engine(device, &config(settings), &data);
         let scale = LossScale {
             factor: 4096.0,
             calm: 0.0,
         };
         engine.optimiser.resume(0, Some(scale)).unwrap();
-        fine_tune(&mut engine, &data, CAUSAL, (40, 3e-3))
+        fine_tune(&engine, &data, CAUSAL, (40, 3e-3))
     };
     let want = curve(&cpu(), &[]);
     assert!(want[39] < 0.8 * want[0]);
@@ -99,7 +99,7 @@ fn operand_and_weights(engine: &Engine) -> (Vec<f32>, Vec<f32>) {
 fn operands_follow_the_weights() {
     let data = dataset();
     for device in [cpu(), own_gpu()] {
-        let mut engine = engine(&device, &config(&[F16]), &data);
+        let engine = engine(&device, &config(&[F16]), &data);
         let mut seen: Vec<Vec<f32>> = Vec::new();
         for step in 0..2 {
             let (operand, weights) = operand_and_weights(&engine);
@@ -108,7 +108,7 @@ fn operands_follow_the_weights() {
             let near = |(a, b): (&f32, f32)| (a - b).abs() <= 1e-3 * b.abs() + 6e-8;
             assert!(operand.iter().zip(rounded).all(near), "step {step}");
             seen.push(operand);
-            sft_step(&mut engine, &data, &[documents()], CAUSAL, &update(1e-2));
+            sft_step(&engine, &data, &[documents()], CAUSAL, &update(1e-2));
         }
         assert_ne!(seen[0], seen[1]);
     }
@@ -118,7 +118,7 @@ fn operands_follow_the_weights() {
 fn an_overflow_costs_a_step_and_halves_the_loss_scale() {
     let data = dataset();
     for device in [cpu(), own_gpu()] {
-        let mut engine = engine(&device, &config(&[F16]), &data);
+        let engine = engine(&device, &config(&[F16]), &data);
         let huge = LossScale {
             factor: 16_777_216.0,
             calm: 3.0,
@@ -127,7 +127,7 @@ fn an_overflow_costs_a_step_and_halves_the_loss_scale() {
         let before = engine.model.weights.read().unwrap();
         let mut factors = Vec::new();
         loop {
-            let result = sft_step(&mut engine, &data, &[documents()], CAUSAL, &update(1e-3));
+            let result = sft_step(&engine, &data, &[documents()], CAUSAL, &update(1e-3));
             let scale = result.loss_scale.unwrap();
             factors.push(scale.factor);
             if result.finite {
