@@ -272,8 +272,8 @@ impl Weights {
         let mut s = Stream::new();
         self.refresh(&mut s);
         match self.blocks.first() {
-            Some(block) => block.device().run(&s),
-            None => Ok(()),
+            Some(block) if !s.launches.is_empty() => block.device().run(&s),
+            _ => Ok(()),
         }
     }
 
