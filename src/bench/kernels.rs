@@ -9,6 +9,7 @@ use crate::device::{Buffer, Cost, Device, DeviceRef, Kernel, Launch, Param, Stre
 use crate::kernels::lerp::lerp;
 use crate::kernels::matmul::{Dims, Form, matmul};
 use crate::kernels::rng;
+use crate::kernels::scale::scale;
 use crate::model::Family;
 use crate::rng::Rng;
 use crate::run::Progress;
@@ -156,10 +157,10 @@ pub fn cases(device: &DeviceRef, shape: &Shape, pattern: &str) -> Result<Cases> 
     })
 }
 
-/// Launches of the generator, and of a reference that follows the policy, which these steps do not have.
+/// Launches of the generator, of a reference that follows the policy, and of a loss scale, which these steps do not have.
 fn draws(device: &DeviceRef) -> Result<Vec<Buffer>> {
     let n = 1 << 16;
-    let buffers = [4 * n, n, n].map(|words| Buffer::new(device, "draws", words));
+    let buffers = [4 * n, n, n, n].map(|words| Buffer::new(device, "draws", words));
     let buffers: Vec<_> = buffers.into_iter().collect::<Result<_>>()?;
     let params = rng::Params {
         n: n as u32,
@@ -168,9 +169,10 @@ fn draws(device: &DeviceRef) -> Result<Vec<Buffer>> {
         document: 0,
     };
     let mut stream = Stream::new();
-    let [words, units, gumbels] = [0, 1, 2].map(|i| buffers[i].all());
+    let [words, units, gumbels, scaled] = [0, 1, 2, 3].map(|i| buffers[i].all());
     rng::draw(&mut stream, params, words, units, gumbels);
     lerp(&mut stream, units, gumbels, 0.5, n);
+    scale(&mut stream, units, gumbels, 0, scaled, n);
     device.run(&stream)?;
     Ok(buffers)
 }

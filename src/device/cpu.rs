@@ -122,8 +122,9 @@ impl Cpu {
         for launch in &stream.launches {
             let launch = &launch.resolved(|word| state.word(word));
             let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];
-            for index in 0..launch.slices().len() {
-                memory[index] = state.operand(launch, index);
+            let bound = &mut memory[..launch.slices().len()];
+            for (index, memory) in bound.iter_mut().enumerate() {
+                *memory = state.operand(launch, index);
             }
             // SAFETY: pointers are valid while the lock is held; `Stream::push` checked the aliasing.
             (launch.kernel.twin)(&unsafe { Args::new(launch, memory) });
