@@ -51,7 +51,7 @@ fn gradients(engine: &Engine, with_value_head: bool) -> Result<Vec<Output>> {
         .collect())
 }
 
-fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engine, Input)> {
+fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engine, Room, Input)> {
     let capacity = Capacity {
         tokens: forest.len(),
         rows: targets.rows.len(),
@@ -61,7 +61,7 @@ fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engin
     let engine = Engine::new(model, capacity, false)?;
     let room = Room::new(&engine)?;
     let input = engine.upload(&room, forest, targets)?;
-    Ok((engine, input))
+    Ok((engine, room, input))
 }
 
 /// How long the longest document of a probe file is: the positions its model must be made for.
@@ -90,7 +90,7 @@ pub fn forward(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Out
         targets.push_row(first + document.len() as u32 - 1);
     }
     let vocab = model.architecture.vocab;
-    let (engine, input) = engine_for(model, &forest, &targets)?;
+    let (engine, _room, input) = engine_for(model, &forest, &targets)?;
     let count = targets.len();
     engine.head.g.write_f32(&vec![-1.0 / count as f32; count])?;
     let loss = Buffer::new(&device, "loss", 1)?;
@@ -177,7 +177,7 @@ pub fn tree(model: Model, inputs: &SafeTensors, grad: bool) -> Result<Vec<Output
         }
     }
     let vocab = model.architecture.vocab;
-    let (engine, input) = engine_for(model, &forest, &targets)?;
+    let (engine, _room, input) = engine_for(model, &forest, &targets)?;
     let present: Vec<usize> = (0..documents * width)
         .filter(|&n| row_of[n] != NONE)
         .collect();
