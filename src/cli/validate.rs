@@ -411,6 +411,7 @@ mod tests {
             y.fill(p.value);
             y[5] = 0;
         },
+        forms: &[],
         ..FILL
     };
 
@@ -435,7 +436,7 @@ mod tests {
         fails_with(&row, &["; under default limits, checked: launch 1 of 2"]);
         assert_eq!(row.launches, 4);
         assert_eq!(row.worst_relative_error, Some(1.0 / 8.0));
-        assert_eq!(row.kernels["fill"].worst_relative_error, 0.0);
+        assert_eq!(row.kernels["fill/vec4"].worst_relative_error, 0.0);
         let mut line = Vec::new();
         row.write(&mut line, 6).unwrap();
         let line = String::from_utf8(line).unwrap();

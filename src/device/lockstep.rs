@@ -265,6 +265,7 @@ mod tests {
             y.fill(p.value);
             y[1] = 0;
         },
+        forms: &[],
         ..crate::kernels::fill::FILL
     };
 

@@ -146,6 +146,33 @@ impl Form {
             grid,
         }
     }
+
+    /// The form of that name for hardware: a workgroup shares a result through its memory and reads in vec4.
+    pub const fn wide(
+        source: &'static str,
+        fits: fn(&[u32]) -> bool,
+        grid: fn(&[u32]) -> Grid,
+    ) -> Form {
+        Form {
+            name: "wide",
+            home: Home::Hardware,
+            ..Form::direct(source, fits, grid)
+        }
+    }
+
+    /// The form of that name for hardware: the lanes of a subgroup, of any size, share a result.
+    pub const fn subgroup(
+        source: &'static str,
+        fits: fn(&[u32]) -> bool,
+        grid: fn(&[u32]) -> Grid,
+    ) -> Form {
+        Form {
+            name: "subgroup",
+            // The least there are: asks for the feature, not for a size.
+            subgroup: 4,
+            ..Form::wide(source, fits, grid)
+        }
+    }
 }
 
 /// The adapters a form was written for.

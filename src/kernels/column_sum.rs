@@ -3,7 +3,7 @@
 //! Floor: 1 operation and 4 bytes per element of x.
 
 use crate::device::threads::{chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::math::axpy;
 use crate::{bindings, params};
@@ -18,7 +18,11 @@ pub static COLUMN_SUM: Kernel = Kernel {
     source: include_str!("../../shaders/column_sum.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::wide(
+        include_str!("../../shaders/column_sum_wide.wgsl"),
+        |w| w[1].is_multiple_of(4),
+        |w| Grid(w[1].div_ceil(16)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![x: In Real, out: Out F32],
     twin,
@@ -73,7 +77,7 @@ fn twin(args: &Args) {
     });
 }
 
-const SHAPES: [(usize, usize); 7] = [
+const SHAPES: [(usize, usize); 8] = [
     (1, 1),
     (7, 1),
     (1, 31),
@@ -81,6 +85,7 @@ const SHAPES: [(usize, usize); 7] = [
     (9, 33),
     (257, 131),
     (63, 700),
+    (130, 36),
 ];
 
 pub fn cases(h: &mut Harness) -> Result<()> {

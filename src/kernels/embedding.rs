@@ -8,7 +8,7 @@
 //! the table, at most T of them; 4 bytes per row for each list.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::math::axpy;
 use crate::kernels::token_order;
@@ -22,12 +22,18 @@ params! {
     Params { tokens: u32, width: u32 }
 }
 
+/// Rows of a multiple of 4.
+const fn vec4(source: &'static str) -> Form {
+    let grid = |w: &[u32]| Grid((w[0] * w[1] / 4).div_ceil(256));
+    Form::vec4(source, |w| w[1].is_multiple_of(4), grid)
+}
+
 pub static EMBEDDING: Kernel = Kernel {
     name: "embedding",
     source: include_str!("../../shaders/embedding.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!("../../shaders/embedding_vec4.wgsl"))],
     params: Params::FIELDS,
     bindings: bindings![table: In F32, rows: In U32, out: Out F32],
     twin: forward_twin,
@@ -39,7 +45,9 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/embedding_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!(
+        "../../shaders/embedding_backward_vec4.wgsl"
+    ))],
     params: Params::FIELDS,
     bindings: bindings![d_out: In F32, rows: In U32, order: In U32, d_table: Out F32],
     twin: backward_twin,
@@ -133,7 +141,13 @@ fn backward_twin(args: &Args) {
 }
 
 /// (vocabulary, tokens, width).
-const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 1), (5, 23, 3), (97, 31, 64), (11, 300, 67)];
+const SHAPES: [(usize, usize, usize); 5] = [
+    (1, 1, 1),
+    (5, 23, 3),
+    (97, 31, 64),
+    (11, 300, 67),
+    (7, 90, 12),
+];
 
 /// Rows with random tokens, on both devices, and their order.
 fn sorted_rows(h: &mut Harness, vocabulary: usize, tokens: usize) -> (TestBuffer, TestBuffer) {

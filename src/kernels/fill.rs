@@ -3,7 +3,7 @@
 //! Floor: 0 operations, 4 bytes written per element.
 
 use crate::device::threads::{chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -18,7 +18,11 @@ pub static FILL: Kernel = Kernel {
     source: include_str!("../../shaders/fill.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/fill_vec4.wgsl"),
+        |w| w[0].is_multiple_of(4),
+        |w| Grid((w[0] / 4).div_ceil(256)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![y: Out U32],
     twin,
@@ -56,7 +60,7 @@ fn twin(args: &Args) {
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for n in [1, 255, 256, 257, 1009, 65_535 * 256 + 300] {
+    for n in [1, 255, 256, 257, 1009, 1028, 65_535 * 256 + 300] {
         let y = h.u32("y", &vec![1; n]);
         fill_f32(h.stream(), y.slice(), 1.5);
         h.run()?;
@@ -78,7 +82,7 @@ mod tests {
     #[test]
     fn fills_and_touches_nothing_else() {
         devices::each(|h| {
-            for n in [1, 257, 1009] {
+            for n in [1, 4, 257, 1009, 1028] {
                 let y = h.random("y", n);
                 fill_f32(h.stream(), y.slice(), 1.5);
                 h.run().unwrap();

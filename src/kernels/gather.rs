@@ -4,7 +4,7 @@
 //! Floor: 8 bytes per element (12 for the sum, with 1 operation).
 
 use crate::device::threads::{chunks, chunks_mut, each, rising};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -14,13 +14,19 @@ params! {
     Params { rows: u32, width: u32 }
 }
 
+/// Rows of a multiple of 4.
+const fn vec4(source: &'static str) -> Form {
+    let grid = |w: &[u32]| Grid((w[0] * w[1] / 4).div_ceil(256));
+    Form::vec4(source, |w| w[1].is_multiple_of(4), grid)
+}
+
 /// Of words of any type: moved as integers, so that none is rounded to zero on the way.
 pub static GATHER_ROWS: Kernel = Kernel {
     name: "gather_rows",
     source: include_str!("../../shaders/gather_rows.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!("../../shaders/gather_rows_vec4.wgsl"))],
     params: Params::FIELDS,
     bindings: bindings![src: In U32, index: In U32, dst: Out U32],
     twin: gather_twin,
@@ -32,7 +38,9 @@ pub static SCATTER_ADD_ROWS: Kernel = Kernel {
     source: include_str!("../../shaders/scatter_add_rows.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[vec4(include_str!(
+        "../../shaders/scatter_add_rows_vec4.wgsl"
+    ))],
     params: Params::FIELDS,
     bindings: bindings![src: In F32, index: In U32, dst: Out F32],
     twin: scatter_add_twin,
@@ -192,13 +200,19 @@ mod tests {
     fn moves_any_words() {
         devices::each(|h| {
             let words = [0, 1, 7, 0x7fff_ffff, 0x7fa0_0001, 0x8000_0000, u32::MAX, 42];
-            let (table, index) = (h.u32("table", &words), h.u32("index", &[3, 0, 2]));
-            let part = h.u32("part", &[9; 6]);
-            let slices = (table.slice(), index.slice(), part.slice());
-            gather_rows(h.stream(), slices.0, slices.1, slices.2, 3, 2);
-            h.run().unwrap();
-            let moved = h.read_u32(&part).unwrap();
-            assert_eq!(moved, [u32::MAX, 42, 0, 1, 0x7fa0_0001, 0x8000_0000]);
+            for (width, index) in [(2, vec![3, 0, 2]), (4, vec![1, 0])] {
+                let want: Vec<u32> = index
+                    .iter()
+                    .flat_map(|&row| &words[row as usize * width..][..width])
+                    .copied()
+                    .collect();
+                let (table, rows) = (h.u32("table", &words), index.len());
+                let (index, part) = (h.u32("index", &index), h.u32("part", &vec![9; want.len()]));
+                let slices = (table.slice(), index.slice(), part.slice());
+                gather_rows(h.stream(), slices.0, slices.1, slices.2, rows, width);
+                h.run().unwrap();
+                assert_eq!(h.read_u32(&part).unwrap(), want);
+            }
         });
     }
 

@@ -422,6 +422,7 @@ mod tests {
         let broken: &'static Kernel = Box::leak(Box::new(Kernel {
             name: "broken fill",
             source: source.leak(),
+            forms: &[],
             ..FILL
         }));
         let mut h = Harness::new(devices::unchecked_gpu());

@@ -12,8 +12,10 @@
 //!
 //! Floor: forward 5 NV operations, one exponential each, 4 NV bytes read (the second pass finds a row in cache);
 //! backward 3 NV operations, 8 NV bytes; beside them 12 and 8 bytes a row. The targets, some bytes a row, are not counted:
-//! the parameters do not tell K. One workgroup of 64 lanes per row: wide enough to coalesce, and few enough
-//! lanes that a small vocabulary does not drown in barriers on software adapters.
+//! the parameters do not tell K.
+//!
+//! A row belongs to a workgroup of 64: wide enough to coalesce, and few enough lanes that a small vocabulary does not drown
+//! in barriers. `wide` has 256 lanes and vec4, `subgroup` 128 and a single barrier, `direct` none: an invocation owns a row.
 
 use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
@@ -26,16 +28,33 @@ params! {
     Params { rows: u32, vocab: u32 }
 }
 
+/// A vocabulary that is a multiple of 4.
+fn fours(w: &[u32]) -> bool {
+    w[1].is_multiple_of(4)
+}
+
 pub static FORWARD: Kernel = Kernel {
     name: "log_softmax",
     source: include_str!("../../shaders/log_softmax.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[Form::direct(
-        include_str!("../../shaders/log_softmax_direct.wgsl"),
-        |_| true,
-        |w| Grid(w[0].div_ceil(32)),
-    )],
+    forms: &[
+        Form::subgroup(
+            include_str!("../../shaders/log_softmax_subgroup.wgsl"),
+            fours,
+            |w| Grid(w[0]),
+        ),
+        Form::wide(
+            include_str!("../../shaders/log_softmax_wide.wgsl"),
+            fours,
+            |w| Grid(w[0]),
+        ),
+        Form::direct(
+            include_str!("../../shaders/log_softmax_direct.wgsl"),
+            |_| true,
+            |w| Grid(w[0].div_ceil(32)),
+        ),
+    ],
     params: Params::FIELDS,
     bindings: bindings![
         logits: In F32,
@@ -54,7 +73,11 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/log_softmax_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/log_softmax_backward_vec4.wgsl"),
+        fours,
+        |w| Grid(w[0]),
+    )],
     params: Params::FIELDS,
     bindings: bindings![
         logits: Out F32,
@@ -246,7 +269,15 @@ fn ragged_targets(h: &mut Harness, rows: usize, vocab: usize) -> (Vec<u32>, Vec<
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for (rows, vocab) in [(1, 1), (3, 2), (5, 63), (4, 65), (17, 257), (33, 1028)] {
+    for (rows, vocab) in [
+        (1, 1),
+        (3, 2),
+        (6, 4),
+        (5, 63),
+        (4, 65),
+        (17, 257),
+        (33, 1028),
+    ] {
         let logits = h.random_scaled("logits", rows * vocab, 3.0);
         let (starts, targets) = ragged_targets(h, rows, vocab);
         let count = targets.len();
@@ -317,7 +348,7 @@ mod tests {
     #[test]
     fn values_and_gradients_match_f64() {
         devices::each(|h| {
-            for (rows, vocab) in [(3, 5), (4, 31), (3, 67)] {
+            for (rows, vocab) in [(3, 5), (4, 31), (5, 12), (3, 67), (2, 1028)] {
                 let logits = h.random_scaled("logits", rows * vocab, 3.0);
                 let (starts, targets) = ragged_targets(h, rows, vocab);
                 let count = targets.len();

@@ -5,14 +5,13 @@
 //! `dx = rstd * (w * dy - x * rstd^2 * m)`, `dw = sum over vectors of dy * x * rstd`.
 //!
 //! Floor for n elements: forward 4n operations and 8n bytes; backward 8n and 12n (16n when it accumulates); weight
-//! gradient 3n and 8n; beside them one number per vector and one per column, and the weight gradient's partial sums. One
-//! workgroup owns a vector: coalesced on a GPU, and the one barrier keeps software adapters fast. There, the `direct` forms
-//! do without it: an invocation owns a vector.
+//! gradient 3n and 8n; beside them one number per vector and one per column, and the weight gradient's partial sums.
+//!
+//! A sum over a vector is shared by a workgroup of 64 (portable; `wide` in vec4), by 16 invocations where vectors are short
+//! (`thin`) or by a subgroup; on the host's processor one invocation owns a vector (`direct`), without a barrier.
 
 use super::harness::Harness;
-use super::math::{dot, fold};
-use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::device::{Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -81,6 +80,12 @@ impl Heads {
         self.rows.saturating_sub(1) * self.stride + self.offset + self.per_row * self.dim
     }
 
+    /// Where vector `v` lies, counted from the row of vector 0.
+    fn vector(&self, v: usize) -> std::ops::Range<usize> {
+        let at = v / self.per_row * self.stride + self.offset + v % self.per_row * self.dim;
+        at..at + self.dim
+    }
+
     /// So many operations and moved bytes per element, one word per vector and one per column.
     fn cost(&self, operations: u64, bytes: u64) -> Cost {
         let [vectors, dim] = [self.vectors(), self.dim].map(|n| n as u64);
@@ -132,10 +137,54 @@ params! {
     SumParams { chunks: u32, dim: u32 }
 }
 
-/// An invocation for each vector; stride, offset and length multiples of 4.
+/// Stride, offset and length multiples of 4.
+fn fours(w: &[u32]) -> bool {
+    w[2..5].iter().all(|length| length.is_multiple_of(4))
+}
+
+/// An invocation for each vector.
 const fn direct(source: &'static str) -> Form {
-    let fits = |w: &[u32]| w[2..5].iter().all(|length| length.is_multiple_of(4));
-    Form::direct(source, fits, |w| Grid(w[0].div_ceil(32)))
+    Form::direct(source, fours, |w| Grid(w[0].div_ceil(32)))
+}
+
+/// Workgroups of 64: as many vectors as there are subgroups in one, which only the device knows.
+const fn subgroup(source: &'static str) -> Form {
+    Form::subgroup(source, fours, |w| Grid(w[0]))
+}
+
+/// A workgroup of 64 for each vector.
+const fn wide(source: &'static str) -> Form {
+    Form::wide(source, fours, |w| Grid(w[0]))
+}
+
+/// The same text where 64 lanes would have little to do each (heads): 16 for each vector.
+const fn thin(source: &'static str) -> Form {
+    let fits = |w: &[u32]| fours(w) && w[4] <= 128;
+    Form {
+        name: "thin",
+        constants: &[("LANES", 16.0)],
+        ..Form::wide(source, fits, |w| Grid(w[0].div_ceil(4)))
+    }
+}
+
+/// The forms of the kernel whose shaders have this name.
+macro_rules! forms {
+    ($name:literal) => {
+        &[
+            subgroup(include_str!(concat!(
+                "../../shaders/",
+                $name,
+                "_subgroup.wgsl"
+            ))),
+            thin(include_str!(concat!("../../shaders/", $name, "_wide.wgsl"))),
+            wide(include_str!(concat!("../../shaders/", $name, "_wide.wgsl"))),
+            direct(include_str!(concat!(
+                "../../shaders/",
+                $name,
+                "_direct.wgsl"
+            ))),
+        ]
+    };
 }
 
 pub static FORWARD: Kernel = Kernel {
@@ -143,10 +192,10 @@ pub static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[direct(include_str!("../../shaders/rmsnorm_direct.wgsl"))],
+    forms: forms!("rmsnorm"),
     params: ForwardParams::FIELDS,
     bindings: bindings![x: In Real, w: In F32, y: Out Real, rstd: Out F32],
-    twin: forward_twin,
+    twin: twin::forward,
     cost: forward_cost,
 };
 
@@ -155,12 +204,10 @@ pub static BACKWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_backward.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[direct(include_str!(
-        "../../shaders/rmsnorm_backward_direct.wgsl"
-    ))],
+    forms: forms!("rmsnorm_backward"),
     params: BackwardParams::FIELDS,
     bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In Real, dx: Out F32],
-    twin: backward_twin,
+    twin: twin::backward,
     cost: backward_cost,
 };
 
@@ -169,10 +216,10 @@ pub static BACKWARD_IN_PLACE: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_backward_in_place.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: forms!("rmsnorm_backward_in_place"),
     params: InPlaceParams::FIELDS,
     bindings: bindings![x: In Real, w: In F32, rstd: In F32, g: Out Real],
-    twin: backward_in_place_twin,
+    twin: twin::backward_in_place,
     cost: backward_in_place_cost,
 };
 
@@ -181,10 +228,21 @@ pub static WEIGHT_PARTIAL: Kernel = Kernel {
     source: include_str!("../../shaders/rmsnorm_weight_partial.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[
+        Form::wide(
+            include_str!("../../shaders/rmsnorm_weight_partial_wide.wgsl"),
+            fours,
+            |w| Grid(w[0].div_ceil(w[5]) * w[4].div_ceil(64)),
+        ),
+        Form::vec4(
+            include_str!("../../shaders/rmsnorm_weight_partial_vec4.wgsl"),
+            fours,
+            |w| Grid((w[0].div_ceil(w[5]) * w[4] / 4).div_ceil(64)),
+        ),
+    ],
     params: PartialParams::FIELDS,
     bindings: bindings![x: In Real, rstd: In F32, dy: In Real, partial: Out F32],
-    twin: weight_partial_twin,
+    twin: twin::weight_partial,
     cost: weight_partial_cost,
 };
 
@@ -196,7 +254,7 @@ pub static WEIGHT_SUM: Kernel = Kernel {
     forms: &[],
     params: SumParams::FIELDS,
     bindings: bindings![partial: In F32, dw: Out F32],
-    twin: weight_sum_twin,
+    twin: twin::weight_sum,
     cost: weight_sum_cost,
 };
 
@@ -330,145 +388,6 @@ fn weight_sum_cost(launch: &Launch) -> Cost {
     }
 }
 
-fn forward_twin(args: &Args) {
-    let p: ForwardParams = args.params();
-    let (x, w) = (args.f32(0), &args.f32(1)[..p.dim as usize]);
-    let heads = p.heads();
-    let (span, stride) = (heads.span(), heads.stride);
-    let parts = (
-        chunks_mut(&mut args.f32_mut(2)[..span], stride),
-        chunks_mut(&mut args.f32_mut(3)[..heads.vectors()], heads.per_row),
-        chunks(&x[..span], stride),
-    );
-    each(parts, heads.rows_per_task(), |_, (y, rstd, x)| {
-        for (v, rstd) in rstd.iter_mut().enumerate() {
-            let range = vector(&heads, v);
-            let x = &x[range.clone()];
-            let r = 1.0 / (dot(x, x) / heads.dim as f32 + p.eps).sqrt();
-            for ((y, x), w) in y[range].iter_mut().zip(x).zip(w) {
-                *y = x * r * w;
-            }
-            *rstd = r;
-        }
-    });
-}
-
-/// Where vector `v` lies, counted from the row of vector 0.
-fn vector(heads: &Heads, v: usize) -> std::ops::Range<usize> {
-    let at = v / heads.per_row * heads.stride + heads.offset + v % heads.per_row * heads.dim;
-    at..at + heads.dim
-}
-
-/// `sum(g * w * x)`: sixteen partial sums in a fixed order.
-fn dot3(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
-    const W: usize = 16;
-    let mut lanes = [0.0f32; W];
-    let (cg, cw, cx) = (g.chunks_exact(W), w.chunks_exact(W), x.chunks_exact(W));
-    let tails = cg
-        .remainder()
-        .iter()
-        .zip(cw.remainder())
-        .zip(cx.remainder());
-    for ((g, w), x) in cg.zip(cw).zip(cx) {
-        for i in 0..W {
-            lanes[i] = (g[i] * w[i]).mul_add(x[i], lanes[i]);
-        }
-    }
-    let mut total = fold(lanes, |a, b| a + b);
-    for ((g, w), x) in tails {
-        total = (g * w).mul_add(*x, total);
-    }
-    total
-}
-
-fn backward_twin(args: &Args) {
-    let p: BackwardParams = args.params();
-    let heads = p.heads();
-    let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
-    let (span, stride) = (heads.span(), heads.stride);
-    let parts = (
-        chunks_mut(&mut args.f32_mut(4)[..span], stride),
-        chunks(&args.f32(0)[..span], stride),
-        chunks(&args.f32(3)[..span], stride),
-        chunks(&rstd[..heads.vectors()], heads.per_row),
-    );
-    each(parts, heads.rows_per_task(), |_, (dx, x, dy, rstd)| {
-        for (v, &r) in rstd.iter().enumerate() {
-            let range = vector(&heads, v);
-            let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
-            let pull = r * r * dot3(dy, w, x) / heads.dim as f32;
-            let terms = x.iter().zip(dy).zip(w);
-            let gradient = terms.map(|((x, dy), w)| r * (w * dy - x * pull));
-            if p.accumulate != 0 {
-                dx[range]
-                    .iter_mut()
-                    .zip(gradient)
-                    .for_each(|(d, g)| *d += g);
-            } else {
-                dx[range].iter_mut().zip(gradient).for_each(|(d, g)| *d = g);
-            }
-        }
-    });
-}
-
-fn backward_in_place_twin(args: &Args) {
-    let p: InPlaceParams = args.params();
-    let heads = p.heads();
-    let (w, rstd) = (&args.f32(1)[..heads.dim], args.f32(2));
-    let (span, stride) = (heads.span(), heads.stride);
-    let parts = (
-        chunks_mut(&mut args.f32_mut(3)[..span], stride),
-        chunks(&args.f32(0)[..span], stride),
-        chunks(&rstd[..heads.vectors()], heads.per_row),
-    );
-    each(parts, heads.rows_per_task(), |_, (g, x, rstd)| {
-        for (v, &r) in rstd.iter().enumerate() {
-            let range = vector(&heads, v);
-            let (x, g) = (&x[range.clone()], &mut g[range]);
-            let pull = r * r * dot3(g, w, x) / heads.dim as f32;
-            for ((g, x), w) in g.iter_mut().zip(x).zip(w) {
-                *g = r * (w * *g - x * pull);
-            }
-        }
-    });
-}
-
-fn weight_partial_twin(args: &Args) {
-    let p: PartialParams = args.params();
-    let heads = p.heads();
-    let (x, rstd, dy) = (args.f32(0), args.f32(1), args.f32(2));
-    let chunk = p.chunk as usize;
-    let count = heads.vectors().div_ceil(chunk);
-    let partials = chunks_mut(&mut args.f32_mut(3)[..count * heads.dim], heads.dim);
-    let per_task = (16_384 / (chunk * heads.dim)).max(1);
-    each(partials, per_task, |c, partial| {
-        partial.fill(0.0);
-        let vectors = c * chunk..((c + 1) * chunk).min(heads.vectors());
-        for (v, rstd) in vectors.clone().zip(&rstd[vectors]) {
-            let range = vector(&heads, v);
-            let terms = x[range.clone()].iter().zip(&dy[range]);
-            for (sum, (x, dy)) in partial.iter_mut().zip(terms) {
-                *sum = (dy * rstd).mul_add(*x, *sum);
-            }
-        }
-    });
-}
-
-fn weight_sum_twin(args: &Args) {
-    let p: SumParams = args.params();
-    let (partial, dim) = (args.f32(0), p.dim as usize);
-    let dw = &mut args.f32_mut(1)[..dim];
-    const W: usize = 64;
-    for (block, dw) in dw.chunks_mut(W).enumerate() {
-        let mut sums = [0.0f32; W];
-        for chunk in partial.chunks_exact(dim).take(p.chunks as usize) {
-            let part = &chunk[block * W..][..dw.len()];
-            sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-        }
-        dw.iter_mut().zip(sums).for_each(|(d, s)| *d += s);
-    }
-}
-
 /// Odd sizes, and heads inside wider rows.
 fn shapes() -> Vec<Heads> {
     let inside = |rows, per_row, stride, offset, dim| Heads {
@@ -484,6 +403,7 @@ fn shapes() -> Vec<Heads> {
         Heads::plain(65, 64),
         Heads::plain(129, 65),
         Heads::plain(5, 257),
+        Heads::plain(9, 520),
         inside(7, 3, 31, 5, 6),
         inside(67, 2, 160, 64, 16),
         inside(33, 3, 44, 8, 12),
@@ -516,6 +436,8 @@ pub fn cases(h: &mut Harness) -> Result<()> {
     }
     Ok(())
 }
+
+mod twin;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,48 @@
+// As rmsnorm_backward.wgsl, for hardware: LANES invocations per vector, as in rmsnorm_wide.wgsl. Everything a
+// multiple of 4.
+struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, accumulate: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> rstd: array<f32>;
+@group(0) @binding(4) var<storage, read> dy: array<vec4<dy_t>>;
+@group(0) @binding(5) var<storage, read_write> dx: array<vec4<f32>>;
+
+//!include grid
+//!include norm_vector
+//!include total
+
+override LANES: u32 = 64u;
+var<workgroup> partial: array<f32, 64>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) index: u32) {
+    let lane = index % LANES;
+    let v = group_number(group, groups) * (64u / LANES) + index / LANES;
+    let at = vector_at(v);
+    var sum = vec4<f32>();
+    if v < p.vectors {
+        for (var j = lane; j < p.dim / 4u; j += LANES) {
+            sum = fma(vec4<f32>(dy[at + j]) * w[j], x[at + j], sum);
+        }
+    }
+    partial[index] = total(sum);
+    workgroupBarrier();
+    if v >= p.vectors {
+        return;
+    }
+    var product = 0.0;
+    for (var i = 0u; i < LANES; i++) {
+        product += partial[index / LANES * LANES + i];
+    }
+    let r = rstd[v];
+    let pull = r * r * product / f32(p.dim);
+    for (var j = lane; j < p.dim / 4u; j += LANES) {
+        var g = r * (w[j] * vec4<f32>(dy[at + j]) - x[at + j] * pull);
+        if p.accumulate != 0u {
+            g += dx[at + j];
+        }
+        dx[at + j] = g;
+    }
+}
