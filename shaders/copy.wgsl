@@ -1,8 +1,8 @@
-// y = x, each in its own precision, n a multiple of 4. Four elements per invocation.
+// y = x, each in its own precision. One invocation per element.
 struct Params { n: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<x_t>>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<y_t>>;
+@group(0) @binding(1) var<storage, read> x: array<x_t>;
+@group(0) @binding(2) var<storage, read_write> y: array<y_t>;
 
 //!include grid
 
@@ -10,7 +10,7 @@ struct Params { n: u32 }
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let i = group_number(group, groups) * 256u + lane;
-    if i < p.n / 4u {
-        y[i] = vec4<y_t>(x[i]);
+    if i < p.n {
+        y[i] = y_t(x[i]);
     }
 }

@@ -4,7 +4,7 @@
 //! Floor: 0 operations; 8 bytes per f32.
 
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream, Word};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
 use anyhow::Result;
@@ -18,18 +18,23 @@ pub static COPY: Kernel = Kernel {
     source: include_str!("../../shaders/copy.wgsl"),
     entry: "main",
     constants: &[],
-    forms: &[],
+    forms: &[Form::vec4(
+        include_str!("../../shaders/copy_vec4.wgsl"),
+        |w| w[0].is_multiple_of(4),
+        |w| Grid((w[0] / 4).div_ceil(256)),
+    )],
     params: Params::FIELDS,
     bindings: bindings![x: In Real, y: Out Real],
     twin,
     cost,
 };
 
-/// Copies the first `n` elements, a multiple of 4.
-pub fn copy(s: &mut Stream, x: Slice, y: Slice, n: usize) {
-    assert!(n.is_multiple_of(4), "copies go by four");
-    let params = Params { n: n as u32 };
-    s.push(&COPY, &params, &[x, y], Grid::cover(n, 1024));
+/// Copies the first `n` elements.
+pub fn copy(s: &mut Stream, x: Slice, y: Slice, n: impl Into<Size>) {
+    let n = n.into();
+    let params = Params { n: n.max as u32 };
+    s.push(&COPY, &params, &[x, y], Grid::cover(n.max, 256))
+        .size("n", n);
 }
 
 fn cost(launch: &Launch) -> Cost {
@@ -52,7 +57,7 @@ fn twin(args: &Args) {
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for n in [4, 1020, 1024, 1028, CHUNK + 12] {
+    for n in [1, 255, 1020, 1024, 1028, CHUNK + 12] {
         let (x, y) = (h.random("x", n), h.real("y", n));
         copy(h.stream(), x.slice(), y.slice(), n);
         h.run()?;
@@ -62,6 +67,12 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         h.run()?;
         h.read_u32(&y)?;
     }
+    let (x, y) = (h.random("x", 1028), h.real("y", 1028));
+    let count = h.u32("count", &[1021]);
+    let held = Size::held(Word::at(count.slice(), 0), 1028);
+    copy(h.stream(), x.slice(), y.slice(), held);
+    h.run()?;
+    h.read_u32(&y)?;
     Ok(())
 }
 
@@ -84,6 +95,10 @@ mod tests {
             let mut want = x.f64();
             want.extend(&y.f64()[1028..]);
             h.expect(&y, &want, 0.0);
+            let (x, y) = (h.real("x", 36), h.random("y", 36));
+            copy(h.stream(), x.slice(), y.slice(), 36);
+            h.run().unwrap();
+            h.expect(&y, &x.f64(), 0.0);
         });
     }
 }

@@ -43,6 +43,8 @@ pub struct LayerActs {
 pub struct GradActs {
     /// [T, d] gradient of the residual stream, accumulated in place from the last layer to the first.
     pub residual: Slice,
+    /// [T, d] the same as products read it, unless they read it as it is.
+    pub residual_operand: Option<Slice>,
     /// [T, d] gradient of a normed input.
     pub h: Slice,
     pub act: Slice,
@@ -168,6 +170,7 @@ impl GradActs {
         let skip = |slice: Slice, width: usize| slice.skip(rows * width);
         GradActs {
             residual: skip(self.residual, d),
+            residual_operand: self.residual_operand.map(|slice| skip(slice, d)),
             h: skip(self.h, d),
             act: skip(self.act, f),
             gate_up: skip(self.gate_up, 2 * f),
@@ -256,6 +259,10 @@ impl Activations {
         made.grads = Some(Gradients {
             layer: GradActs {
                 residual: arena.take("residual gradient", t * d)?,
+                residual_operand: match model.precision {
+                    Precision::F32 => None,
+                    Precision::F16 => Some(arena.real("residual gradient, f16", t * d)?),
+                },
                 h: arena.real("normed-input gradient", t * d)?,
                 act: arena.real("activation gradient", t * a.intermediate)?,
                 gate_up: arena.real("gate and up gradient", t * 2 * a.intermediate)?,

@@ -5,6 +5,7 @@ use super::architecture::Architecture;
 use super::layout::{LayerIds, Weights};
 use crate::device::{Size, Slice, Stream};
 use crate::forest::Row;
+use crate::kernels::copy::copy;
 use crate::kernels::gather::gather_rows;
 use crate::kernels::matmul::{Dims, Form, linear, linear_onto, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
@@ -172,6 +173,17 @@ fn linear_backward(
     matmul(s, Form::NN, d_y, w, d_x, d_input, false);
 }
 
+/// The gradient of the residual stream as products read it; both of its products read all of it.
+fn residual_operand(s: &mut Stream, g: &GradActs, n: Size) -> Slice {
+    match g.residual_operand {
+        Some(operand) => {
+            copy(s, g.residual, operand, n);
+            operand
+        }
+        None => g.residual,
+    }
+}
+
 /// Records the layer's backward pass. `g.residual` holds the gradient of `x_out` on entry and of `x_in` on exit; weight
 /// gradients are added to `dw`. If only the rows from `from` on were [finished](finish), the gradient of the others'
 /// `x_in` is what comes from their keys and values, added to what `g.residual` holds.
@@ -193,8 +205,9 @@ pub fn backward(
     let (t, x, g) = (finished.tokens, all.skip(a, from), all_g.skip(a, from));
 
     let (down, d_down) = matrix(ids.down);
+    let d_out = residual_operand(s, &g, t * d);
     let (into, shape) = ((g.act, d_down), dims(t, d, f));
-    linear_backward(s, shape, (x.act, down), g.residual, into);
+    linear_backward(s, shape, (x.act, down), d_out, into);
     swiglu::backward(s, x.gate_up, g.act, g.gate_up, t, f);
     let (gate_up, d_gate_up) = matrix(ids.gate_up);
     let (into, shape) = ((g.h, d_gate_up), dims(t, 2 * f, d));
@@ -204,8 +217,9 @@ pub fn backward(
     rmsnorm::weight_gradient(s, x.x_mid, x.rstd2, g.h, d_post, scratch, plain);
     rmsnorm::backward(s, x.x_mid, post, x.rstd2, g.h, g.residual, plain, true);
     let (o, d_o) = matrix(ids.o);
+    let d_mid = residual_operand(s, &g, t * d);
     let (into, shape) = ((g.o, d_o), dims(t, d, a.q_width()));
-    linear_backward(s, shape, (x.o, o), g.residual, into);
+    linear_backward(s, shape, (x.o, o), d_mid, into);
 
     let (t, x, g) = (pass.tokens, all, all_g);
     let on = attention::Backward {
