@@ -11,7 +11,7 @@ mod toy;
 #[path = "support/train.rs"]
 mod train;
 
-use devices::{bare_gpu, cpu, own_gpu};
+use devices::{bare_gpu, cpu, with_halves};
 use folder::in_folder;
 use half::f16;
 use serde_json::Value;
@@ -51,7 +51,7 @@ fn first_step(
 #[test]
 fn the_gradient_is_nearly_that_of_f32_whatever_the_loss_scale() {
     let (loss, want) = first_step(&cpu(), &[], 1.0);
-    for device in [cpu(), own_gpu()] {
+    for device in with_halves() {
         for factor in [256.0, 16_384.0] {
             let (half_loss, got) = first_step(&device, &[F16], factor);
             assert!((half_loss / loss - 1.0).abs() < 1e-4, "{half_loss} {loss}");
@@ -77,7 +77,7 @@ fn it_learns_as_f32_does() {
     };
     let want = curve(&cpu(), &[]);
     assert!(want[39] < 0.8 * want[0]);
-    for device in [cpu(), own_gpu()] {
+    for device in with_halves() {
         let got = curve(&device, &[F16]);
         let pairs = want.iter().zip(&got);
         let off = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
@@ -98,7 +98,7 @@ fn operand_and_weights(engine: &Engine) -> (Vec<f32>, Vec<f32>) {
 #[test]
 fn operands_follow_the_weights() {
     let data = dataset();
-    for device in [cpu(), own_gpu()] {
+    for device in with_halves() {
         let engine = engine(&device, &config(&[F16]), &data);
         let mut seen: Vec<Vec<f32>> = Vec::new();
         for step in 0..2 {
@@ -117,7 +117,7 @@ fn operands_follow_the_weights() {
 #[test]
 fn an_overflow_costs_a_step_and_halves_the_loss_scale() {
     let data = dataset();
-    for device in [cpu(), own_gpu()] {
+    for device in with_halves() {
         let engine = engine(&device, &config(&[F16]), &data);
         let huge = LossScale {
             factor: 16_777_216.0,
@@ -160,7 +160,7 @@ fn runs_need_less_memory_and_say_how_the_loss_was_scaled() {
     };
     let (whole, half) = (planned(&[]), planned(&[F16]));
     assert!(half < 0.85 * whole, "{half} of {whole}");
-    for device in [cpu(), own_gpu()] {
+    for device in with_halves() {
         let config = config(&[&wide[..], &[F16]].concat());
         let temporary = tempfile::tempdir().unwrap();
         let root = temporary.path().join("run");

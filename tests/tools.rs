@@ -97,25 +97,25 @@ fn doctor_tests_only_the_device_that_is_named() {
 
 #[test]
 fn validate_compares_the_kernels_that_are_named() {
-    let report = json(&["validate", "--kernel", "copy", "--device", "gpu", "--json"]);
+    let report = json(&["validate", "--kernel", "lerp", "--device", "gpu", "--json"]);
     assert_eq!(
         (&report["passed"], &report["failed"]),
         (&1.into(), &0.into())
     );
     let check = &report["checks"][0];
-    assert_eq!(check["name"], "copy");
+    assert_eq!(check["name"], "lerp");
     assert_eq!(check["worst_relative_error"], 0.0);
     // Twice: with the adapter's own limits, and with the least.
     let launches = check["launches"].as_u64().unwrap();
     assert!(launches >= 4 && launches.is_multiple_of(2), "{launches}");
-    assert_eq!(check["kernels"]["copy"]["launches"], launches);
+    assert_eq!(check["kernels"]["lerp"]["launches"], launches);
 
-    let table = success(&["validate", "--kernel", "copy", "--device", "gpu"]);
+    let table = success(&["validate", "--kernel", "lerp", "--device", "gpu"]);
     let rows: Vec<_> = table.lines().collect();
     let row: Vec<_> = rows[2].split_whitespace().collect();
-    assert_eq!(row, ["copy", &launches.to_string(), "0.0e0", "PASS"]);
+    assert_eq!(row, ["lerp", &launches.to_string(), "0.0e0", "PASS"]);
     let form: Vec<_> = rows[5].split_whitespace().collect();
-    assert_eq!(form, ["copy", &launches.to_string(), "0.0e0", "-"]);
+    assert_eq!(form, ["lerp", &launches.to_string(), "0.0e0", "-"]);
     assert_eq!(rows.last(), Some(&"1 passed, 0 failed"));
 }
 

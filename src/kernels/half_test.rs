@@ -77,7 +77,11 @@ mod tests {
     #[test]
     fn right_devices_pass() {
         half_test(&(Arc::new(Cpu::new()) as DeviceRef)).unwrap();
-        half_test(&devices::unchecked_gpu()).unwrap();
+        let gpu = devices::unchecked_gpu();
+        match gpu.has_halves() {
+            true => half_test(&gpu).unwrap(),
+            false => println!("not tested: {} has no f16", gpu.info()),
+        }
     }
 
     #[test]

@@ -11,14 +11,19 @@ pub fn cpu() -> DeviceRef {
     Arc::new(Cpu::new())
 }
 
-/// A GPU with all it offers, f16 among it.
+/// The devices that have f16: the CPU device, and the GPU with all it offers unless it lacks that, which is told.
 #[allow(dead_code)]
-pub fn own_gpu() -> DeviceRef {
+pub fn with_halves() -> Vec<DeviceRef> {
     let choice = DeviceChoice {
         device: "gpu".into(),
         ..Default::default()
     };
-    open(&choice, GpuOptions::default()).expect("GPU tests need an adapter")
+    let gpu = open(&choice, GpuOptions::default()).expect("GPU tests need an adapter");
+    if !gpu.has_halves() {
+        println!("not tested: {} has no f16", gpu.info());
+        return vec![cpu()];
+    }
+    vec![cpu(), gpu]
 }
 
 /// A GPU under wgpu's default limits and without features, as a stranger's might be.
