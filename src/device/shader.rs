@@ -36,6 +36,11 @@ const INCLUDES: &[(&str, &str)] = &[
         "sigmoid4",
         include_str!("../../shaders/shared/sigmoid4.wgsl"),
     ),
+    ("tile", include_str!("../../shaders/shared/tile.wgsl")),
+    (
+        "tile_lists",
+        include_str!("../../shaders/shared/tile_lists.wgsl"),
+    ),
     ("total", include_str!("../../shaders/shared/total.wgsl")),
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
