@@ -38,6 +38,10 @@ const INCLUDES: &[(&str, &str)] = &[
     ),
     ("tile", include_str!("../../shaders/shared/tile.wgsl")),
     (
+        "tile_gradients",
+        include_str!("../../shaders/shared/tile_gradients.wgsl"),
+    ),
+    (
         "tile_lists",
         include_str!("../../shaders/shared/tile_lists.wgsl"),
     ),

@@ -15,17 +15,24 @@
 //! `tiled` a workgroup owns 32 rows of a head and goes over 32 keys at a time in workgroup memory; an invocation has 4 x 4
 //! scores and 4 rows of an eighth of the columns. For a pair and column of the head:
 //!
-//! | forward | multiply-adds | words from buffers | from workgroup memory | exponentials a pair |
+//! | | multiply-adds | words from buffers | from workgroup memory | exponentials a pair |
 //! |---|---:|---:|---:|---:|
-//! | `portable` | 2 | 3 | 192 / hd | 64 |
-//! | `tiled`, all of a tile attended to | 2 | 3/32 | 1 | 1.25 |
+//! | forward, `portable` | 2 | 3 | 192 / hd | 64 |
+//! | `tiled`, where all of a tile is attended to | 2 | 3/32 | 1 | 1.25 |
+//! | query gradient, `portable` | 3 | 5 | 128 / hd | 1 |
+//! | `tiled` | 3 | 5/32 | 1.5 | 1 |
+//! | key and value gradient, `portable` | 4 | 6 | 192 / hd | 1 |
+//! | `tiled` | 4 | 6/32 | 2 | 1 |
+//!
+//! The gradient of keys and values is the same with the parts exchanged: a workgroup owns 32 keys and goes over queries.
+//! `tiled_wide` is the same text with registers for 128 columns instead of 64.
 //!
 //! Elements that a row does not attend to are worked on too. Of packed causal documents of 16, 36, 128 and 512 tokens the
-//! attended share of all tiles is 27, 31, 81 and 94%; a third still costs less than the portable text's loads. A decoder's
-//! tile of one row a document would be 3%: where the rows attend to less than an eighth of what their prompts cover
-//! together, each row's keys are fetched alone, in fours, as those of chains always are, with 3 words a pair and column and
-//! one exponential a pair. What remains against `tiled` in decoding is that few rows make few workgroups, T H / 32: whether
-//! those fill a GPU depends on the GPU, so that `fits` asks for one tile of rows and the measurement decides.
+//! attended share of all tiles is 27, 31, 81 and 94%; a quarter still costs less than the portable text's loads. A
+//! decoder's tile of one row a document would be 3%: where the rows attend to less than an eighth of what their prompts
+//! cover together, each row's keys are fetched alone, in fours, as those of chains always are, with 3 words a pair and
+//! column and one exponential a pair. What remains against `tiled` in decoding is that few rows make few workgroups,
+//! T H / 32: whether those fill a GPU depends on the GPU, so `fits` asks for one tile of rows and the measurement decides.
 //!
 //! The forms for SIMD on the host's processor have no barriers: with `direct` an invocation owns columns of a (row, head),
 //! with `subgroup` eight rows of a head go over the keys that any of them attends to, each of which is loaded once.
@@ -110,6 +117,8 @@ fn subgroup_grid(rows: u32, heads: u32) -> Grid {
 }
 
 const TILED_FORWARD: &str = include_str!("../../shaders/attention_tiled.wgsl");
+const TILED_QUERY: &str = include_str!("../../shaders/attention_backward_query_tiled.wgsl");
+const TILED_KEY_VALUE: &str = include_str!("../../shaders/attention_backward_key_value_tiled.wgsl");
 
 pub static FORWARD: Kernel = Kernel {
     name: "attention",
@@ -154,6 +163,8 @@ pub static BACKWARD_QUERY: Kernel = Kernel {
             include_str!("../../shaders/attention_backward_query_subgroup.wgsl"),
             |w| subgroup_grid(w[0], w[1]),
         ),
+        tiled(TILED_QUERY, |w| tiled_grid(w[0], w[1])),
+        tiled_wide(TILED_QUERY, |w| tiled_grid(w[0], w[1])),
         direct(
             include_str!("../../shaders/attention_backward_query_direct.wgsl"),
             |w| direct_grid(w[0] * w[1], w[3]),
@@ -177,6 +188,8 @@ pub static BACKWARD_KEY_VALUE: Kernel = Kernel {
             include_str!("../../shaders/attention_backward_key_value_subgroup.wgsl"),
             |w| subgroup_grid(w[0], w[2]),
         ),
+        tiled(TILED_KEY_VALUE, |w| tiled_grid(w[0], w[2])),
+        tiled_wide(TILED_KEY_VALUE, |w| tiled_grid(w[0], w[2])),
         direct(
             include_str!("../../shaders/attention_backward_key_value_direct.wgsl"),
             |w| direct_grid(w[0] * w[2], w[3]),
