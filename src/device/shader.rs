@@ -36,6 +36,15 @@ const INCLUDES: &[(&str, &str)] = &[
         "sigmoid4",
         include_str!("../../shaders/shared/sigmoid4.wgsl"),
     ),
+    ("tile", include_str!("../../shaders/shared/tile.wgsl")),
+    (
+        "tile_gradients",
+        include_str!("../../shaders/shared/tile_gradients.wgsl"),
+    ),
+    (
+        "tile_lists",
+        include_str!("../../shaders/shared/tile_lists.wgsl"),
+    ),
     ("total", include_str!("../../shaders/shared/total.wgsl")),
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];

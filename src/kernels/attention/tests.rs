@@ -26,14 +26,28 @@ impl Document {
         } else {
             1 + draws.below(12)
         };
+        let nodes = draws.below(11);
+        Document::with_tree(draws, prompt, nodes)
+    }
+
+    /// A random tree.
+    fn with_tree(draws: &mut Rng, prompt: usize, nodes: usize) -> Self {
         let mut path: Vec<usize> = Vec::new();
         let mut parents = Vec::new();
-        for node in 0..draws.below(11) {
+        for node in 0..nodes {
             path.truncate(draws.below(path.len() + 1));
             parents.push(path.last().copied());
             path.push(node);
         }
         Document { prompt, parents }
+    }
+
+    /// Prompt and tree longer than a tile of any form, the tree one path.
+    fn long() -> Self {
+        Document {
+            prompt: 70,
+            parents: (0..40).map(|node: usize| node.checked_sub(1)).collect(),
+        }
     }
 
     fn len(&self) -> usize {
@@ -58,11 +72,17 @@ impl Document {
     }
 }
 
-/// Random documents packed as for training, with an inactive row after each, and their mask.
-fn training(draws: &mut Rng, documents: usize, kind: Prompt) -> (Vec<Row>, Vec<u32>, Mask) {
+/// Random documents, the last a long one.
+fn documents(draws: &mut Rng) -> Vec<Document> {
+    let mut documents: Vec<_> = (0..7).map(|_| Document::random(draws)).collect();
+    documents.push(Document::long());
+    documents
+}
+
+/// Documents packed as for training, with an inactive row after each, and their mask.
+fn training(documents: &[Document], kind: Prompt) -> (Vec<Row>, Vec<u32>, Mask) {
     let (mut rows, mut parent, mut mask) = (Vec::new(), Vec::new(), Mask::new());
-    for _ in 0..documents {
-        let document = Document::random(draws);
+    for document in documents {
         let begin = rows.len();
         let seen: Vec<Vec<usize>> = (0..document.len())
             .map(|i| document.seen(i, kind))
@@ -146,17 +166,14 @@ fn apart((rows, parent, mask): (Vec<Row>, Vec<u32>, Mask)) -> (Vec<Row>, Vec<u32
     (all, links, seen, first)
 }
 
-/// A decoder's call: prompts of `lengths` in the cache, trees in slots of any order behind them, and only some nodes as
-/// queries.
-fn decoding(draws: &mut Rng, lengths: &[usize]) -> (Vec<Row>, Vec<u32>, Mask) {
-    let documents: Vec<Document> = lengths
+/// A decoder's call: prompts in the cache, trees in slots of any order behind them, and only some nodes as queries.
+/// `sizes`: prompt and nodes of each document.
+fn decoding(draws: &mut Rng, sizes: &[(usize, usize)]) -> (Vec<Row>, Vec<u32>, Mask) {
+    let documents: Vec<Document> = sizes
         .iter()
-        .map(|&prompt| Document {
-            prompt,
-            ..Document::random(draws)
-        })
+        .map(|&(prompt, nodes)| Document::with_tree(draws, prompt, nodes))
         .collect();
-    let prompts: usize = lengths.iter().sum();
+    let prompts: usize = documents.iter().map(|d| d.prompt).sum();
     let nodes: usize = documents.iter().map(|d| d.parents.len()).sum();
     let mut free: Vec<usize> = (prompts..prompts + 2 * nodes + 1).collect();
     draws.shuffle(&mut free);
@@ -297,10 +314,17 @@ fn shader_equals_twin() {
 #[test]
 fn training_forwards_and_gradients_match_f64() {
     devices::each(|h| {
-        let shapes = [(1, 1, 1), (4, 2, 6), (3, 3, 20), (4, 1, 64), (2, 1, 129)];
+        let shapes = [
+            (1, 1, 1),
+            (4, 2, 6),
+            (3, 3, 20),
+            (4, 1, 64),
+            (2, 1, 100),
+            (2, 1, 129),
+        ];
         for kind in [Prompt::Causal, Prompt::Full] {
             for (heads, kv_heads, head_dim) in shapes {
-                let (rows, parent, mask) = training(h.draws(), 7, kind);
+                let (rows, parent, mask) = training(&documents(h.draws()), kind);
                 let dims = dims(&rows, heads, kv_heads, head_dim);
                 let case = Case::new(h, &rows, &parent, dims);
                 case.forward(h.stream());
@@ -324,7 +348,7 @@ fn trees_may_lie_apart_and_alone() {
     devices::each(|h| {
         for kind in [Prompt::Causal, Prompt::Full] {
             for (heads, kv_heads, head_dim) in [(1, 1, 2), (4, 2, 6), (4, 1, 64)] {
-                let (rows, parent, mut mask, first) = apart(training(h.draws(), 7, kind));
+                let (rows, parent, mut mask, first) = apart(training(&documents(h.draws()), kind));
                 let dims = dims(&rows, heads, kv_heads, head_dim);
                 let case = Case::new(h, &rows, &parent, dims);
                 let (q, kv, d_o) = (case.q.f64(), case.kv.f64(), case.d_o.f64());
@@ -357,20 +381,22 @@ fn trees_may_lie_apart_and_alone() {
 #[test]
 fn decoding_calls_match_f64() {
     devices::each(|h| {
-        for (heads, kv_heads, head_dim) in [(2, 1, 6), (4, 2, 64), (1, 1, 256)] {
-            let (rows, parent, mask) = decoding(h.draws(), &[1, 130, 64, 257, 63, 2]);
-            assert!(
-                mask.iter().any(|m| m.len() > 128),
-                "no query has a long prompt"
-            );
-            let dims = dims(&rows, heads, kv_heads, head_dim);
-            let case = Case::new(h, &rows, &parent, dims);
-            case.forward(h.stream());
-            h.run().unwrap();
-            let reference = Reference { mask: &mask, dims };
-            let (o, lse) = reference.forward(&case.q.f64(), &case.kv.f64());
-            h.expect(&case.o, &o, 2e-6);
-            expect_lse(h, &case, &mask, &lse);
+        // Few rows of many documents; then many rows of two, with a stretch between their prompts that none attends to.
+        let few = [(1, 5), (130, 9), (64, 10), (257, 7), (63, 8), (2, 4)].repeat(2);
+        let many = [(130, 90), (200, 0), (70, 60)];
+        for sizes in [&few[..], &many] {
+            for (heads, kv_heads, head_dim) in [(2, 1, 6), (4, 2, 64), (2, 1, 128), (1, 1, 256)] {
+                let (rows, parent, mask) = decoding(h.draws(), sizes);
+                assert!(rows.len() > super::TILE as usize, "less than a tile");
+                let dims = dims(&rows, heads, kv_heads, head_dim);
+                let case = Case::new(h, &rows, &parent, dims);
+                case.forward(h.stream());
+                h.run().unwrap();
+                let reference = Reference { mask: &mask, dims };
+                let (o, lse) = reference.forward(&case.q.f64(), &case.kv.f64());
+                h.expect(&case.o, &o, 2e-6);
+                expect_lse(h, &case, &mask, &lse);
+            }
         }
     });
 }
@@ -378,7 +404,8 @@ fn decoding_calls_match_f64() {
 #[test]
 fn reference_gradients_match_finite_differences() {
     let mut draws = Rng::new(2, rng::Stream::Test, 0, 0);
-    let (rows, _, mask) = training(&mut draws, 2, Prompt::Causal);
+    let documents = [(); 2].map(|()| Document::random(&mut draws));
+    let (rows, _, mask) = training(&documents, Prompt::Causal);
     let dims = dims(&rows, 2, 1, 3);
     let reference = Reference { mask: &mask, dims };
     let mut draw = |n: usize| (0..n).map(|_| draws.normal() as f64).collect::<Vec<_>>();
