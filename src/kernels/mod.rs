@@ -24,6 +24,9 @@ pub mod log_softmax;
 pub mod math;
 pub mod matmul;
 mod matmul_cpu;
+mod matmul_forms;
+pub mod matmul_softmax;
+mod matmul_tile;
 pub mod objective;
 pub mod reduce;
 pub mod reward;
@@ -75,6 +78,8 @@ pub static ALL: &[&Kernel] = &[
     &matmul::NN,
     &matmul::NT,
     &matmul::TN,
+    &matmul_softmax::NN,
+    &matmul_softmax::TN,
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
@@ -136,6 +141,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("lerp", lerp::cases),
     ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
+    ("matmul_softmax", matmul_softmax::cases),
     ("objective", objective::cases),
     ("reduce", reduce::cases),
     ("reward", reward::cases),
