@@ -39,6 +39,7 @@ pub mod scale;
 pub mod search;
 pub mod silu;
 pub mod swiglu;
+pub mod target_gradient;
 pub mod td;
 pub mod token_order;
 pub mod tree;
@@ -73,8 +74,7 @@ pub static ALL: &[&Kernel] = &[
     &grad_norm::FINISH,
     &grad_norm::PARTIAL,
     &lerp::LERP,
-    &log_softmax::BACKWARD,
-    &log_softmax::FORWARD,
+    &log_softmax::LOG_SOFTMAX,
     &matmul::NN,
     &matmul::NT,
     &matmul::TN,
@@ -99,6 +99,8 @@ pub static ALL: &[&Kernel] = &[
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
     &swiglu::SWIGLU_BACKWARD,
+    &target_gradient::ADD,
+    &target_gradient::SCALE,
     &td::TD,
     &token_order::TOKEN_ORDER,
     &tree::TREE_PACK,
@@ -153,6 +155,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("search", search::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
+    ("target_gradient", target_gradient::cases),
     ("td", td::cases),
     ("token_order", token_order::cases),
     ("tree", tree::cases),
