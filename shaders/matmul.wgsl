@@ -27,7 +27,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var q = 0u; q < p.k; q++) {
         let factors = vec4<f32>(f32(b[y.x]), f32(b[y.y]), f32(b[y.z]), f32(b[y.w]));
         for (var i = 0u; i < ROWS; i++) {
-            sums[i] = fma(vec4<f32>(f32(a[x[i] + q * a_stride.y])), factors, sums[i]);
+            let factor = f32(a_element(x[i] + q * a_stride.y, min(row + i, p.m - 1u), q));
+            sums[i] = fma(vec4<f32>(factor), factors, sums[i]);
         }
         y += b_stride.y;
     }

@@ -20,17 +20,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = (number / across) * ROWS;
     let column = (number % across) * LANES + invocation;
     let stride = a_strides();
-    var x = min(row + lane % 8u + vec2<u32>(0u, 8u), vec2<u32>(p.m - 1u)) * stride.x;
+    let rows = min(row + lane % 8u + vec2<u32>(0u, 8u), vec2<u32>(p.m - 1u));
+    var x = rows * stride.x;
     var y = min(column, columns - 1u);
     var sums: array<vec4<f32>, 16>;
     for (var q = 0u; q < p.k; q++) {
         let factors = vec4<f32>(b[y]);
-        let low = f32(a[x.x]);
+        let low = f32(a_element(x.x, rows.x, q));
         for (var i = 0u; i < 8u; i++) {
             sums[i] = fma(vec4<f32>(subgroupShuffle(low, i)), factors, sums[i]);
         }
         if ROWS > 8u {
-            let high = f32(a[x.y]);
+            let high = f32(a_element(x.y, rows.y, q));
             for (var i = 0u; i < 8u; i++) {
                 sums[i + 8u] = fma(vec4<f32>(subgroupShuffle(high, i)), factors, sums[i + 8u]);
             }

@@ -32,7 +32,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let at = select(vec2<u32>(t / DEPTH, t % DEPTH), vec2<u32>(t % side, t / side), TRANSPOSE_A);
             var value = 0.0;
             if row + at.x < p.m && base + at.y < p.k {
-                value = f32(a[(row + at.x) * a_stride.x + (base + at.y) * a_stride.y]);
+                let source = (row + at.x) * a_stride.x + (base + at.y) * a_stride.y;
+                value = f32(a_element(source, row + at.x, base + at.y));
             }
             a_tile[at.y * side + at.x] = value;
         }

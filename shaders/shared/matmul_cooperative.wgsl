@@ -47,7 +47,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let at = select(vec2<u32>(t / DEPTH, t % DEPTH), vec2<u32>(t % SPAN, t / SPAN), TRANSPOSE_A);
             var value = a_t(0.0);
             if row + at.x < p.m && base + at.y < p.k {
-                value = a[(row + at.x) * a_stride.x + (base + at.y) * a_stride.y];
+                let source = (row + at.x) * a_stride.x + (base + at.y) * a_stride.y;
+                value = a_element(source, row + at.x, base + at.y);
             }
             a_tile[at.x * DEPTH + at.y] = value;
         }

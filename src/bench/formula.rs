@@ -58,6 +58,11 @@ impl Work {
         }
     }
 
+    /// A list of `count` rows sorted by token.
+    fn token_order(count: u64) -> Work {
+        Work::elementwise(count * count, 2 * count)
+    }
+
     /// `dW += dY^T X` and `dX = dY W` of [`Work::linear`].
     fn linear_backward(m: u64, n: u64, k: u64) -> Work {
         Work {
@@ -251,11 +256,10 @@ impl Letters {
     /// as there are rows, or in the vocabulary.
     pub fn backward(&self, size: ForestSize) -> Work {
         let (t, d) = (size.rows, self.d);
-        let order = Work::elementwise(t * t, 2 * t);
         let embedding = Work::elementwise(t * d, (t + 2 * t.min(self.vocab)) * d + 2 * t);
         Work::norm_backward(t, d, 3)
             + self.layer_backward(t, size) * self.layers
-            + order
+            + Work::token_order(t)
             + embedding
     }
 
@@ -280,16 +284,24 @@ impl Letters {
         head.chunks().map(chunk).sum()
     }
 
-    /// Back to the hidden states; logits that were not kept are computed anew if `again`.
+    /// Back to the hidden states; logits that were not kept are computed anew if `again`. Tokens as in
+    /// [`Letters::backward`], and a target per row.
     pub fn head_backward(&self, head: Head, again: bool) -> Work {
-        let (v, d, rows) = (self.vocab, self.d, head.rows);
+        let (v, d, rows, k) = (self.vocab, self.d, head.rows, head.targets);
         let again = again && rows > head.chunk;
-        let chunk = |n| {
-            self.logits(n) * again as u64
-                + Work::elementwise(3 * n * v, n * (2 * v + 2))
-                + Work::linear_backward(n, v, d)
+        // Two products with a softmax.
+        let softmax = |n| Work {
+            products: 4 * n * v,
+            words: 2 * n,
+            ..Work::default()
         };
+        let chunk = |n| self.logits(n) * again as u64 + Work::linear_backward(n, v, d) + softmax(n);
+        let targets = Work::elementwise(rows * d, rows * (2 * d + 1))
+            + Work::token_order(k)
+            + Work::elementwise(2 * k * d, (k.min(rows) + 2 * k.min(v)) * d + 4 * k)
+            + Work::elementwise(3 * rows * d, rows * (2 * d + 1) + rows.min(v) * d);
         head.chunks().map(chunk).sum::<Work>()
+            + targets
             + Work::elementwise(0, head.capacity * d)
             + Work::elementwise(rows * d, 3 * rows * d + rows)
     }
@@ -323,6 +335,8 @@ impl Letters {
 /// Where logits are computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
+    /// Targets K.
+    pub targets: u64,
     /// Scored rows R, and as many of them at a time as logits have room for.
     pub rows: u64,
     pub chunk: u64,
@@ -351,8 +365,6 @@ pub fn update(layout: &Layout) -> Work {
 pub struct Part {
     pub forest: ForestSize,
     pub head: Head,
-    /// K.
-    pub targets: u64,
 }
 
 /// A fine-tuning step over these parts.
@@ -360,13 +372,17 @@ pub fn fine_tuning(l: &Letters, layout: &Layout, parts: &[Part]) -> Work {
     let pass = |part: &Part| {
         l.forward(part.forest)
             + l.head_forward(part.head)
-            + Work::elementwise(2 * part.targets, 2 * part.targets + 1)
+            + Work::elementwise(2 * part.head.targets, 2 * part.head.targets + 1)
             + l.head_backward(part.head, false)
             + l.backward(part.forest)
     };
     let (losses, slot) = (parts.len() as u64, ALIGN_WORDS as u64);
     let losses = Work::elementwise(losses * slot, (losses + 1) * slot);
-    let weights = parts.iter().map(|part| part.targets).max().unwrap_or(0);
+    let weights = parts
+        .iter()
+        .map(|part| part.head.targets)
+        .max()
+        .unwrap_or(0);
     let weights = Work::elementwise(0, weights);
     parts.iter().map(pass).sum::<Work>() + update(layout) + losses + weights
 }

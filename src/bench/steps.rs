@@ -50,6 +50,7 @@ impl Phase {
             "matmul_nn",
             "matmul_tn",
             "rmsnorm_weight",
+            "target_",
             "token_order",
         ];
         match kernel.name {

@@ -223,17 +223,17 @@ impl FineTuning {
             pack(documents, &mut forest, &mut targets);
             Part {
                 forest: forest.size(),
-                head: head(&self.engine, targets.rows.len()),
-                targets: targets.len() as u64,
+                head: head(&self.engine, targets.rows.len(), targets.len()),
             }
         };
         self.parts.iter().map(size).collect()
     }
 }
 
-fn head(engine: &Engine, rows: usize) -> Head {
+fn head(engine: &Engine, rows: usize, targets: usize) -> Head {
     Head {
         rows: rows as u64,
+        targets: targets as u64,
         chunk: engine.head.chunk() as u64,
         capacity: engine.capacity().tokens as u64,
     }
@@ -313,11 +313,13 @@ impl Reinforcement {
         let widths = rollout::widths(self.stepper.rollout.group(), &self.data);
         let inner: usize = widths[..LEVELS - 1].iter().sum();
         let count = self.histories.len();
+        let trees = prompts.trees(count, &widths);
+        let nodes = trees.rows as usize;
         Trees {
             prompts,
-            trees: prompts.trees(count, &widths),
+            trees,
             scored: prompts.scored(count, &widths),
-            head: head(&self.engine, count * (1 + inner)),
+            head: head(&self.engine, count * (1 + inner), nodes),
             valued: self.config.rl.decode == Candidates::Ved,
         }
     }

@@ -16,8 +16,16 @@ const INCLUDES: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/matmul_cooperative.wgsl"),
     ),
     (
+        "matmul_plain",
+        include_str!("../../shaders/shared/matmul_plain.wgsl"),
+    ),
+    (
         "matmul_scalar",
         include_str!("../../shaders/shared/matmul_scalar.wgsl"),
+    ),
+    (
+        "matmul_softmax",
+        include_str!("../../shaders/shared/matmul_softmax.wgsl"),
     ),
     (
         "matmul_store",

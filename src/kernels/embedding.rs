@@ -1,17 +1,22 @@
 //! Token embedding: `out[t, :] = table[token(t), :]` with `token(t)` the first field of row record t (spec 3), and its
 //! gradient `d_table[token, :] += sum of d_out[t, :] over the rows t that hold the token`.
 //!
-//! The rows are sorted by token first ([`super::token_order`]), so that each row of the table has one owner: no atomics,
+//! A list of targets, too, chooses rows of a table, those of the output projection, and its gradient is of the same kind:
+//! there row t of `d_out` is row `rows[t]` of a matrix times `weights[t]`. Tokens outside the table ([`super::rows::NONE`])
+//! have no gradient.
+//!
+//! The list is sorted by token first ([`super::token_order`]), so that each row of the table has one owner: no atomics,
 //! one order of addition.
 //!
-//! Floor: forward 8 bytes per element; backward, for T rows, 1 operation per element and 4 bytes, and 8 more for the rows of
-//! the table, at most T of them; 4 bytes per row for each list.
+//! Floor: forward 8 bytes per element; backward, for T rows, 1 operation per element (weighted, 2) and 4 bytes, and 8 more
+//! for the rows of the table, at most T of them; 4 bytes per row for each list.
 
 use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Form, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::{Harness, TestBuffer};
 use crate::kernels::math::axpy;
-use crate::kernels::token_order;
+use crate::kernels::rows::NONE;
+use crate::kernels::token_order::{self, Tokens};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -20,6 +25,11 @@ const RECORD: usize = crate::forest::Row::WORDS;
 
 params! {
     Params { tokens: u32, width: u32 }
+}
+
+params! {
+    /// `weighted`: 1 or 0.
+    BackwardParams { count: u32, width: u32, stride: u32, vocab: u32, weighted: u32 }
 }
 
 /// Rows of a multiple of 4.
@@ -48,8 +58,10 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     forms: &[vec4(include_str!(
         "../../shaders/embedding_backward_vec4.wgsl"
     ))],
-    params: Params::FIELDS,
-    bindings: bindings![d_out: In F32, rows: In U32, order: In U32, d_table: Out F32],
+    params: BackwardParams::FIELDS,
+    bindings: bindings![
+        d_out: In F32, tokens: In U32, order: In U32, rows: In U32, weights: In F32, d_table: Out F32,
+    ],
     twin: backward_twin,
     cost: backward_cost,
 };
@@ -73,26 +85,38 @@ pub fn forward(
         .size("tokens", tokens);
 }
 
-/// `d_table[token, :] += sum of d_out[t, :]` over the rows t that hold the token; `order` is what
-/// [`super::token_order`] wrote.
+/// Which row of `d_out` belongs to each entry of a list of tokens [n], and what it is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighted {
+    pub rows: Slice,
+    pub weights: Slice,
+}
+
+/// `d_table[token, :] += sum of d_out[t, :]` over the entries t of the list that hold the token, or, `weighted`, of
+/// `weights[t] d_out[rows[t], :]`; `order` [n] is what [`super::token_order`] made of the list.
 pub fn backward(
     s: &mut Stream,
     d_out: Slice,
-    rows: Slice,
+    weighted: Option<Weighted>,
+    tokens: Tokens,
     order: Slice,
     d_table: Slice,
-    tokens: impl Into<Size>,
     width: usize,
 ) {
-    let tokens = tokens.into();
-    let params = Params {
-        tokens: tokens.max as u32,
+    let count = tokens.count;
+    let params = BackwardParams {
+        count: count.max as u32,
         width: width as u32,
+        stride: tokens.stride as u32,
+        vocab: d_table.len / width as u32,
+        weighted: weighted.is_some() as u32,
     };
-    let slices = [d_out, rows, order, d_table];
-    let grid = Grid::cover(tokens.max * width, 256);
+    // Without weights, what is bound in their place is not read.
+    let (rows, weights) = weighted.map_or((order, d_out), |w| (w.rows, w.weights));
+    let slices = [d_out, tokens.words, order, rows, weights, d_table];
+    let grid = Grid::cover(count.max * width, 256);
     s.push(&EMBEDDING_BACKWARD, &params, &slices, grid)
-        .size("tokens", tokens);
+        .size("count", count);
 }
 
 fn forward_cost(launch: &Launch) -> Cost {
@@ -105,12 +129,12 @@ fn forward_cost(launch: &Launch) -> Cost {
 }
 
 fn backward_cost(launch: &Launch) -> Cost {
-    let p: Params = launch.read_params();
-    let [tokens, width] = [p.tokens, p.width].map(u64::from);
-    let table = launch.slices()[3].len as u64 / width;
+    let p: BackwardParams = launch.read_params();
+    let [count, width, vocab, weighted] = [p.count, p.width, p.vocab, p.weighted].map(u64::from);
+    let rows = count.min(launch.slices()[0].len as u64 / width);
     Cost {
-        operations: tokens * width,
-        bytes: 4 * ((tokens + 2 * tokens.min(table)) * width + 2 * tokens),
+        operations: (1 + weighted) * count * width,
+        bytes: 4 * ((rows + 2 * count.min(vocab)) * width + 2 * (1 + weighted) * count),
     }
 }
 
@@ -127,16 +151,24 @@ fn forward_twin(args: &Args) {
     });
 }
 
-/// Tokens come sorted, so that the rows of the table can be parted between threads.
+/// Little work: on one thread.
 fn backward_twin(args: &Args) {
-    let p: Params = args.params();
-    let (tokens, width) = (p.tokens as usize, p.width as usize);
-    let (d_out, rows, order) = (args.f32(0), args.u32(1), args.u32(2));
-    let d_table = args.f32_mut(3);
-    for &t in &order[..tokens] {
-        let token = rows[t as usize * RECORD] as usize;
-        let grad = &mut d_table[token * width..][..width];
-        axpy(grad, 1.0, &d_out[t as usize * width..][..width]);
+    let p: BackwardParams = args.params();
+    let (width, weighted) = (p.width as usize, p.weighted == 1);
+    let (d_out, tokens, order) = (args.f32(0), args.u32(1), args.u32(2));
+    let (rows, weights, d_table) = (args.u32(3), args.f32(4), args.f32_mut(5));
+    for &entry in &order[..p.count as usize] {
+        let entry = entry as usize;
+        let token = tokens[entry * p.stride as usize];
+        if token >= p.vocab {
+            continue;
+        }
+        let (row, weight) = match weighted {
+            true => (rows[entry] as usize, weights[entry]),
+            false => (entry, 1.0),
+        };
+        let grad = &mut d_table[token as usize * width..][..width];
+        axpy(grad, weight, &d_out[row * width..][..width]);
     }
 }
 
@@ -160,6 +192,27 @@ fn sorted_rows(h: &mut Harness, vocabulary: usize, tokens: usize) -> (TestBuffer
     )
 }
 
+/// Targets, one of them outside the vocabulary, and their order; rows and weights of each.
+fn weighted_targets(
+    h: &mut Harness,
+    vocabulary: usize,
+    count: usize,
+) -> (TestBuffer, TestBuffer, (TestBuffer, TestBuffer)) {
+    let mut below = |n: usize| h.draws().below(n) as u32;
+    let mut targets: Vec<u32> = (0..count).map(|_| below(vocabulary)).collect();
+    let rows: Vec<u32> = (0..count).map(|_| below(count)).collect();
+    if count > 1 {
+        targets[count / 2] = NONE;
+    }
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    order.sort_by_key(|&k| targets[k as usize]);
+    (
+        h.u32("targets", &targets),
+        h.u32("order", &order),
+        (h.u32("rows", &rows), h.random("weights", count)),
+    )
+}
+
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (vocabulary, tokens, width) in SHAPES {
         let (rows, order) = sorted_rows(h, vocabulary, tokens);
@@ -169,9 +222,18 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let [t, r, o] = [&table, &rows, &out].map(|b| b.slice());
         forward(h.stream(), t, r, o, tokens, width);
         let (order, d_t) = (order.slice(), d_table.slice());
-        backward(h.stream(), o, r, order, d_t, tokens, width);
+        let rows = Tokens::of_rows(r, tokens);
+        backward(h.stream(), o, None, rows, order, d_t, width);
         h.run()?;
         h.read_u32(&out)?;
+        h.read_u32(&d_table)?;
+
+        let (targets, order, weighted) = weighted_targets(h, vocabulary, tokens);
+        let [rows, weights] = [&weighted.0, &weighted.1].map(|b| b.slice());
+        let weighted = Some(Weighted { rows, weights });
+        let targets = Tokens::plain(targets.slice(), tokens);
+        backward(h.stream(), o, weighted, targets, order.slice(), d_t, width);
+        h.run()?;
         h.read_u32(&d_table)?;
     }
     Ok(())
@@ -198,8 +260,9 @@ mod tests {
                 let d_table = h.random("d_table", vocabulary * width);
                 let (t, r) = (table.slice(), rows.slice());
                 forward(h.stream(), t, r, out.slice(), tokens, width);
-                let (d_o, o) = (d_out.slice(), order.slice());
-                backward(h.stream(), d_o, r, o, d_table.slice(), tokens, width);
+                let (d_o, o, d_t) = (d_out.slice(), order.slice(), d_table.slice());
+                let list = Tokens::of_rows(r, tokens);
+                backward(h.stream(), d_o, None, list, o, d_t, width);
                 h.run().unwrap();
                 // The gradient by definition, position by position.
                 let (table, d_out) = (table.f64(), d_out.f64());
@@ -212,6 +275,35 @@ mod tests {
                     }
                 }
                 h.expect(&out, &want, 0.0);
+                h.expect(&d_table, &grad, 2e-6);
+            }
+        });
+    }
+
+    #[test]
+    fn adds_weighted_rows_of_targets() {
+        devices::each(|h| {
+            for (vocabulary, count, width) in SHAPES {
+                let (targets, order, (rows, weights)) = weighted_targets(h, vocabulary, count);
+                let d_out = h.random("d_out", count * width);
+                let d_table = h.random("d_table", vocabulary * width);
+                let (d_o, o, d_t) = (d_out.slice(), order.slice(), d_table.slice());
+                let weighted = Some(Weighted {
+                    rows: rows.slice(),
+                    weights: weights.slice(),
+                });
+                let list = Tokens::plain(targets.slice(), count);
+                backward(h.stream(), d_o, weighted, list, o, d_t, width);
+                h.run().unwrap();
+                let (d_out, weights, mut grad) = (d_out.f64(), weights.f64(), d_table.f64());
+                for (k, &token) in targets.words.iter().enumerate() {
+                    if token != NONE {
+                        for j in 0..width {
+                            let from = rows.words[k] as usize * width + j;
+                            grad[token as usize * width + j] += weights[k] * d_out[from];
+                        }
+                    }
+                }
                 h.expect(&d_table, &grad, 2e-6);
             }
         });

@@ -83,7 +83,10 @@ fn rounds(block: &mut [f32], p: Params) {
             let (a, b) = (_mm512_set1_ps(p.a), _mm512_set1_ps(p.b));
             let mut chains: [_; CHAINS] = std::array::from_fn(|i| _mm512_loadu_ps(place(i)));
             for _ in 0..p.rounds {
-                chains = chains.map(|v| _mm512_fmadd_ps(a, v, b));
+                // Not `map`, which a build may leave as a call for each, with all chains in memory.
+                for v in &mut chains {
+                    *v = _mm512_fmadd_ps(a, *v, b);
+                }
             }
             for (y, v) in y.chunks_exact_mut(WIDTH).zip(chains) {
                 _mm512_storeu_ps(y.as_mut_ptr(), v);

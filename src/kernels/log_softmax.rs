@@ -1,18 +1,14 @@
-//! Log-probabilities of chosen tokens and their gradient into the logits: one form for cross-entropy
-//! (`g = -weight`) and for policy gradients (`g = dLoss/dlogp`, spec 6).
+//! Log-probabilities of chosen tokens; [`super::target_gradient`] is the way back.
 //!
-//! Forward, row r of `logits` [N, V] with the targets t_k, `starts[r] <= k < starts[r+1]`:
+//! Row r of `logits` [N, V] with the targets t_k, `starts[r] <= k < starts[r+1]`:
 //! `lse = log sum_v exp(x_v)`, `entropy = lse - sum_v softmax_v x_v` (over the full vocabulary),
 //! `logp_k = x[t_k] - lse`. Both sums are taken about the row's maximum.
 //!
-//! Backward: `dx_v = sum_k g_k (1[v = t_k] - softmax_v)`, written over the logits.
+//! A row may have no target or several (the children of a tree node). A target outside the vocabulary (`NONE`) has
+//! log-probability 0.
 //!
-//! A row may have no target (its gradient is 0) or several (the children of a tree node). A target outside the
-//! vocabulary (`NONE`) has log-probability 0 and no gradient.
-//!
-//! Floor: forward 5 NV operations, one exponential each, 4 NV bytes read (the second pass finds a row in cache);
-//! backward 3 NV operations, 8 NV bytes; beside them 12 and 8 bytes a row. The targets, some bytes a row, are not counted:
-//! the parameters do not tell K.
+//! Floor: 5 NV operations, one exponential each, 4 NV bytes read (the second pass finds a row in cache), and 12 a row. The
+//! targets, some bytes a row, are not counted: the parameters do not tell K.
 //!
 //! A row belongs to a workgroup of 64: wide enough to coalesce, and few enough lanes that a small vocabulary does not drown
 //! in barriers. `wide` has 256 lanes and vec4, `subgroup` 128 and a single barrier, `direct` none: an invocation owns a row.
@@ -33,7 +29,7 @@ fn fours(w: &[u32]) -> bool {
     w[1].is_multiple_of(4)
 }
 
-pub static FORWARD: Kernel = Kernel {
+pub static LOG_SOFTMAX: Kernel = Kernel {
     name: "log_softmax",
     source: include_str!("../../shaders/log_softmax.wgsl"),
     entry: "main",
@@ -64,30 +60,8 @@ pub static FORWARD: Kernel = Kernel {
         entropy: Out F32,
         logp: Out F32,
     ],
-    twin: forward_twin,
-    cost: forward_cost,
-};
-
-pub static BACKWARD: Kernel = Kernel {
-    name: "log_softmax_backward",
-    source: include_str!("../../shaders/log_softmax_backward.wgsl"),
-    entry: "main",
-    constants: &[],
-    forms: &[Form::vec4(
-        include_str!("../../shaders/log_softmax_backward_vec4.wgsl"),
-        fours,
-        |w| Grid(w[0]),
-    )],
-    params: Params::FIELDS,
-    bindings: bindings![
-        logits: Out F32,
-        lse: In F32,
-        starts: In U32,
-        targets: In U32,
-        g: In F32,
-    ],
-    twin: backward_twin,
-    cost: backward_cost,
+    twin,
+    cost,
 };
 
 /// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
@@ -109,47 +83,16 @@ pub fn forward(
     };
     let slices = [logits, starts, targets, lse, entropy, logp];
     stream
-        .push(&FORWARD, &params, &slices, Grid(rows.max as u32))
+        .push(&LOG_SOFTMAX, &params, &slices, Grid(rows.max as u32))
         .size("rows", rows);
 }
 
-/// Replaces `logits` by dLoss/dlogits, given `g` [K] = dLoss/dlogp and the forward's `lse`.
-pub fn backward(
-    stream: &mut Stream,
-    logits: Slice,
-    lse: Slice,
-    starts: Slice,
-    targets: Slice,
-    g: Slice,
-    rows: impl Into<Size>,
-    vocab: usize,
-) {
-    let rows = rows.into();
-    let params = Params {
-        rows: rows.max as u32,
-        vocab: vocab as u32,
-    };
-    let slices = [logits, lse, starts, targets, g];
-    stream
-        .push(&BACKWARD, &params, &slices, Grid(rows.max as u32))
-        .size("rows", rows);
-}
-
-fn forward_cost(launch: &Launch) -> Cost {
+fn cost(launch: &Launch) -> Cost {
     let p: Params = launch.read_params();
     let [rows, vocab] = [p.rows, p.vocab].map(u64::from);
     Cost {
         operations: 5 * rows * vocab,
         bytes: 4 * rows * (vocab + 3),
-    }
-}
-
-fn backward_cost(launch: &Launch) -> Cost {
-    let p: Params = launch.read_params();
-    let [rows, vocab] = [p.rows, p.vocab].map(u64::from);
-    Cost {
-        operations: 3 * rows * vocab,
-        bytes: 4 * rows * (2 * vocab + 2),
     }
 }
 
@@ -198,7 +141,7 @@ fn rows_per_task(vocab: usize) -> usize {
     (16_384 / vocab.max(1)).max(1)
 }
 
-fn forward_twin(args: &Args) {
+fn twin(args: &Args) {
     let p: Params = args.params();
     let (rows, vocab) = (p.rows as usize, p.vocab as usize);
     let (logits, starts, targets) = (args.f32(0), args.u32(1), args.u32(2));
@@ -227,37 +170,8 @@ fn forward_twin(args: &Args) {
     }
 }
 
-fn backward_twin(args: &Args) {
-    let p: Params = args.params();
-    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
-    let logits = &mut args.f32_mut(0)[..rows * vocab];
-    let (lse, starts, targets, g) = (args.f32(1), args.u32(2), args.u32(3), args.f32(4));
-    let per_task = rows_per_task(vocab);
-    each(chunks_mut(logits, vocab), per_task, |row, x| {
-        let range = starts[row] as usize..starts[row + 1] as usize;
-        let chosen = || {
-            targets[range.clone()]
-                .iter()
-                .zip(&g[range.clone()])
-                .filter(|(token, _)| (**token as usize) < vocab)
-        };
-        let total: f32 = chosen().map(|(_, g)| g).sum();
-        if total == 0.0 {
-            x.fill(0.0);
-        } else {
-            let lse = lse[row];
-            for v in x.iter_mut() {
-                *v = -total * exp(*v - lse);
-            }
-        }
-        for (&token, g) in chosen() {
-            x[token as usize] += g;
-        }
-    });
-}
-
 /// A ragged target list: `rows + 1` starts and the tokens; rows without targets, with several, with duplicates.
-fn ragged_targets(h: &mut Harness, rows: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn ragged_targets(h: &mut Harness, rows: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
     let (mut starts, mut targets) = (vec![0], Vec::new());
     for row in 0..rows {
         let count = if row == 0 { 2 } else { h.draws().below(4) };
@@ -283,10 +197,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let count = targets.len();
         let (starts, targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
         let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
-        let (logp, g) = (h.random("logp", count), h.random("g", count));
-        let s = h.stream();
+        let logp = h.random("logp", count);
         forward(
-            s,
+            h.stream(),
             logits.slice(),
             starts.slice(),
             targets.slice(),
@@ -296,18 +209,8 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             rows,
             vocab,
         );
-        backward(
-            s,
-            logits.slice(),
-            lse.slice(),
-            starts.slice(),
-            targets.slice(),
-            g.slice(),
-            rows,
-            vocab,
-        );
         h.run()?;
-        for buffer in [&lse, &entropy, &logp, &logits] {
+        for buffer in [&lse, &entropy, &logp] {
             h.read_f32(buffer)?;
         }
     }
@@ -317,7 +220,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::harness::{devices, finite_difference, relative_error};
+    use crate::kernels::harness::devices;
 
     #[test]
     fn shader_equals_twin() {
@@ -331,22 +234,8 @@ mod tests {
         (lse, entropy)
     }
 
-    /// Sum of g_k logp_k, in f64.
-    fn loss(x: &[f64], starts: &[u32], targets: &[u32], g: &[f64], vocab: usize) -> f64 {
-        let mut total = 0.0;
-        for (row, x) in x.chunks(vocab).enumerate() {
-            let (lse, _) = row_f64(x);
-            for k in starts[row] as usize..starts[row + 1] as usize {
-                if (targets[k] as usize) < vocab {
-                    total += g[k] * (x[targets[k] as usize] - lse);
-                }
-            }
-        }
-        total
-    }
-
     #[test]
-    fn values_and_gradients_match_f64() {
+    fn values_match_f64() {
         devices::each(|h| {
             for (rows, vocab) in [(3, 5), (4, 31), (5, 12), (3, 67), (2, 1028)] {
                 let logits = h.random_scaled("logits", rows * vocab, 3.0);
@@ -354,13 +243,12 @@ mod tests {
                 let count = targets.len();
                 let (b_starts, b_targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
                 let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
-                let (logp, g) = (h.random("logp", count), h.random("g", count));
+                let logp = h.random("logp", count);
                 let (b_s, b_t) = (b_starts.slice(), b_targets.slice());
                 let s = h.stream();
                 let outputs = (lse.slice(), entropy.slice(), logp.slice());
                 let x = logits.slice();
                 forward(s, x, b_s, b_t, outputs.0, outputs.1, outputs.2, rows, vocab);
-                backward(s, x, outputs.0, b_s, b_t, g.slice(), rows, vocab);
                 h.run().unwrap();
 
                 let x = logits.f64();
@@ -378,26 +266,6 @@ mod tests {
                     }
                 }
                 h.expect(&logp, &want, 1e-6);
-
-                let mut gradient = vec![0.0; rows * vocab];
-                for row in 0..rows {
-                    let range = starts[row] as usize..starts[row + 1] as usize;
-                    for (&token, g) in targets[range.clone()].iter().zip(&g.f64()[range]) {
-                        if token as usize >= vocab {
-                            continue;
-                        }
-                        for v in 0..vocab {
-                            let softmax = (x[row * vocab + v] - per_row[row].0).exp();
-                            let chosen = (v == token as usize) as u32 as f64;
-                            gradient[row * vocab + v] += g * (chosen - softmax);
-                        }
-                    }
-                }
-                let by_differences =
-                    finite_difference(|x| loss(x, &starts, &targets, &g.f64(), vocab), &x);
-                let narrowed: Vec<f32> = by_differences.iter().map(|&v| v as f32).collect();
-                assert!(relative_error(&gradient, &narrowed) < 1e-6);
-                h.expect(&logits, &gradient, 3e-6);
             }
         });
     }

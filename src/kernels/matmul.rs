@@ -15,7 +15,8 @@
 //!
 //! All but `thin` add a sum's terms in the order of k, one fused multiply-add each. The twin is [`matmul_cpu`]'s.
 
-use crate::device::{self, Args, Cost, Grid, Home, Kernel, Launch, Size, Slice, Stream};
+use super::matmul_forms::{self as forms, PLAIN, grid, transposed};
+use crate::device::{self, Args, Cost, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::kernels::matmul_cpu;
 use crate::{bindings, params};
@@ -55,7 +56,7 @@ params! {
 /// What the sums are added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-enum Start {
+pub(super) enum Start {
     Zero = 0,
     /// C itself.
     Accumulate = 1,
@@ -65,168 +66,27 @@ enum Start {
     Matrix = 3,
 }
 
-/// A shader text's override constants for each [`Form`].
-type Constants = &'static [(&'static str, f64)];
-
-macro_rules! transposing {
-    ($form:expr $(, $constant:expr)*) => {
-        match $form {
-            Form::NT => &[("TRANSPOSE_B", 1.0) $(, $constant)*],
-            Form::NN => &[("TRANSPOSE_B", 0.0) $(, $constant)*],
-            Form::TN => &[("TRANSPOSE_A", 1.0) $(, $constant)*],
+impl Start {
+    pub(super) fn of(accumulate: bool) -> Start {
+        if accumulate {
+            Start::Accumulate
+        } else {
+            Start::Zero
         }
-    };
-}
-
-/// A form that owns tiles of `R` x `C` outputs.
-const fn tiles<const R: u32, const C: u32>(
-    name: &'static str,
-    source: &'static str,
-    constants: Constants,
-    home: Home,
-    fits: fn(&[u32]) -> bool,
-) -> device::Form {
-    device::Form {
-        name,
-        source,
-        entry: "main",
-        constants,
-        home,
-        subgroup: 0,
-        cooperative: 0,
-        fits,
-        grid: |words| grid(words, R, C),
     }
 }
-
-/// The same for subgroups of at least 8.
-const fn shuffling(form: device::Form) -> device::Form {
-    device::Form {
-        subgroup: 8,
-        ..form
-    }
-}
-
-fn grid(words: &[u32], rows: u32, columns: u32) -> Grid {
-    Grid(words[0].div_ceil(rows) * words[1].div_ceil(columns))
-}
-
-const TILED: &str = include_str!("../../shaders/matmul_tiled.wgsl");
-const THIN: &str = include_str!("../../shaders/matmul_thin.wgsl");
-const COOPERATIVE_8: &str = include_str!("../../shaders/matmul_cooperative_8.wgsl");
-const COOPERATIVE_16: &str = include_str!("../../shaders/matmul_cooperative_16.wgsl");
-const SUBGROUP: &str = include_str!("../../shaders/matmul_subgroup.wgsl");
-const SUBGROUP_NT: &str = include_str!("../../shaders/matmul_subgroup_nt.wgsl");
-
-const fn tiled(form: Form) -> device::Form {
-    let constants: Constants = transposing!(form, ("SPAN", 8.0));
-    tiles::<64, 64>("tiled", TILED, constants, Home::Hardware, |_| true)
-}
-
-const fn tiled_small(form: Form) -> device::Form {
-    let constants: Constants = transposing!(form, ("SPAN", 4.0));
-    tiles::<32, 32>("tiled_small", TILED, constants, Home::Hardware, |_| true)
-}
-
-/// Cooperative matrices of 16 x 16 and of 8 x 8.
-const fn cooperative(form: Form) -> device::Form {
-    let (constants, home): (Constants, _) = (transposing!(form), Home::Hardware);
-    device::Form {
-        cooperative: 16,
-        subgroup: 4,
-        ..tiles::<64, 64>("cooperative", COOPERATIVE_16, constants, home, |_| true)
-    }
-}
-
-const fn cooperative_small(form: Form) -> device::Form {
-    let (constants, home): (Constants, _) = (transposing!(form), Home::Hardware);
-    device::Form {
-        cooperative: 8,
-        subgroup: 4,
-        ..tiles::<32, 32>("cooperative_small", COOPERATIVE_8, constants, home, |_| {
-            true
-        })
-    }
-}
-
-/// 4 columns at a time, which are neighbours.
-const fn subgroup(form: Form) -> device::Form {
-    let constants: Constants = transposing!(form, ("ROWS", 16.0));
-    let home = Home::Software;
-    shuffling(tiles::<16, 128>(
-        "subgroup",
-        SUBGROUP,
-        constants,
-        home,
-        |w| w[1].is_multiple_of(4),
-    ))
-}
-
-const fn subgroup_thin(form: Form) -> device::Form {
-    let constants: Constants = transposing!(form, ("ROWS", 8.0));
-    let home = Home::Software;
-    shuffling(tiles::<8, 128>(
-        "subgroup_thin",
-        SUBGROUP,
-        constants,
-        home,
-        |w| w[0] <= 8 && w[1].is_multiple_of(4),
-    ))
-}
-
-static NT_FORMS: [device::Form; 7] = [
-    shuffling(tiles::<8, 64>(
-        "subgroup_thin",
-        SUBGROUP_NT,
-        transposing!(Form::NT, ("ROWS", 8.0)),
-        Home::Software,
-        |w| w[0] <= 8 && w[2].is_multiple_of(4),
-    )),
-    shuffling(tiles::<16, 64>(
-        "subgroup",
-        SUBGROUP_NT,
-        transposing!(Form::NT, ("ROWS", 16.0)),
-        Home::Software,
-        |w| w[2].is_multiple_of(4),
-    )),
-    tiles::<16, 4>("thin", THIN, transposing!(Form::NT), Home::Hardware, |w| {
-        w[0] <= 16 || w[1] <= 4
-    }),
-    tiled(Form::NT),
-    tiled_small(Form::NT),
-    cooperative(Form::NT),
-    cooperative_small(Form::NT),
-];
-
-static NN_FORMS: [device::Form; 6] = [
-    subgroup_thin(Form::NN),
-    subgroup(Form::NN),
-    tiled(Form::NN),
-    tiled_small(Form::NN),
-    cooperative(Form::NN),
-    cooperative_small(Form::NN),
-];
-
-static TN_FORMS: [device::Form; 6] = [
-    subgroup_thin(Form::TN),
-    subgroup(Form::TN),
-    tiled(Form::TN),
-    tiled_small(Form::TN),
-    cooperative(Form::TN),
-    cooperative_small(Form::TN),
-];
 
 const fn kernel(
     name: &'static str,
-    constants: Constants,
+    form: Form,
     forms: &'static [device::Form],
     twin: fn(&Args),
 ) -> Kernel {
     Kernel {
         name,
-        source: include_str!("../../shaders/matmul.wgsl"),
+        source: PLAIN.portable,
         entry: "main",
-        constants,
+        constants: transposed(form),
         forms,
         params: Params::FIELDS,
         bindings: bindings![a: In Real, b: In Real, bias: In Real, c: Out Real],
@@ -235,13 +95,13 @@ const fn kernel(
     }
 }
 
-pub static NT: Kernel = kernel("matmul_nt", transposing!(Form::NT), &NT_FORMS, |args| {
+pub static NT: Kernel = kernel("matmul_nt", Form::NT, &forms::NT, |args| {
     twin(Form::NT, args)
 });
-pub static NN: Kernel = kernel("matmul_nn", transposing!(Form::NN), &NN_FORMS, |args| {
+pub static NN: Kernel = kernel("matmul_nn", Form::NN, &forms::NN, |args| {
     twin(Form::NN, args)
 });
-pub static TN: Kernel = kernel("matmul_tn", transposing!(Form::TN), &TN_FORMS, |args| {
+pub static TN: Kernel = kernel("matmul_tn", Form::TN, &forms::TN, |args| {
     twin(Form::TN, args)
 });
 
@@ -255,12 +115,7 @@ pub fn matmul(
     dims: impl Into<Dims<Size>>,
     accumulate: bool,
 ) {
-    let start = if accumulate {
-        Start::Accumulate
-    } else {
-        Start::Zero
-    };
-    push(s, form, [a, b, b, c], dims.into(), start);
+    push(s, form, [a, b, b, c], dims.into(), Start::of(accumulate));
 }
 
 /// `y[m, n] = x[m, k] W[n, k]^T + bias[n]`.
@@ -293,25 +148,28 @@ pub fn linear_onto(
 
 /// Without a bias, the slot of the bias holds some other input, which is not read.
 fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start: Start) {
-    let (m, n, k) = (dims.m.max, dims.n, dims.k.max);
     let kernel = match form {
         Form::NT => &NT,
         Form::NN => &NN,
         Form::TN => &TN,
     };
-    let params = Params {
-        m: m as u32,
-        n: n as u32,
-        k: k as u32,
-        start: start as u32,
-    };
+    let params = params_of(dims, start);
     let grid = grid(&[params.m, params.n], 8, 128);
     s.push(kernel, &params, &slices, grid)
         .size("m", dims.m)
         .size("k", dims.k);
 }
 
-fn cost(launch: &Launch) -> Cost {
+pub(super) fn params_of(dims: Dims<Size>, start: Start) -> Params {
+    Params {
+        m: dims.m.max as u32,
+        n: dims.n as u32,
+        k: dims.k.max as u32,
+        start: start as u32,
+    }
+}
+
+pub(super) fn cost(launch: &Launch) -> Cost {
     let p: Params = launch.read_params();
     let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
     let [a, b, bias, c] = [0, 1, 2, 3].map(|i| launch.width(i));
@@ -329,12 +187,11 @@ fn cost(launch: &Launch) -> Cost {
 
 fn twin(form: Form, args: &Args) {
     let p: Params = args.params();
-    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    if m == 0 {
+    if p.m == 0 {
         return;
     }
-    let (a, b, bias) = (&args.f32(0)[..m * k], &args.f32(1)[..n * k], args.f32(2));
-    let c = &mut args.f32_mut(3)[..m * n];
+    let (bias, (a, b, c, dims)) = (args.f32(2), operands(args));
+    let Dims { m, n, .. } = dims;
     if p.start == Start::Bias as u32 {
         for row in c.chunks_exact_mut(n) {
             row.copy_from_slice(&bias[..n]);
@@ -344,7 +201,15 @@ fn twin(form: Form, args: &Args) {
         c.copy_from_slice(&bias[..m * n]);
     }
     let accumulate = p.start != Start::Zero as u32;
-    matmul_cpu::product(form, a, b, c, Dims { m, n, k }, accumulate);
+    matmul_cpu::product(form, a, b, c, dims, accumulate);
+}
+
+/// A, B and C of a launch, and their sizes.
+pub(super) fn operands<'a>(args: &Args<'a>) -> (&'a [f32], &'a [f32], &'a mut [f32], Dims) {
+    let p: Params = args.params();
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let (a, b) = (&args.f32(0)[..m * k], &args.f32(1)[..n * k]);
+    (a, b, &mut args.f32_mut(3)[..m * n], dims(m, n, k))
 }
 
 const fn dims(m: usize, n: usize, k: usize) -> Dims {

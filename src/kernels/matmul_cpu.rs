@@ -8,17 +8,15 @@
 //! The order of each element's sum follows from k alone: results are the same bits on any number of threads.
 
 use super::lanes::{LANES, Lanes, SUM_COLUMNS, SUM_ROWS, transpose};
-use super::math::dot;
+use super::math::{dot, exp};
 use super::matmul::{Dims, Form};
+use super::matmul_tile::{PANEL, Tile};
 use crate::device::threads;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Longest sum before it is added to C, so that a panel takes 48 KiB with AVX-512.
 const DEPTH: usize = 256;
-
-/// Columns of a panel.
-const PANEL: usize = SUM_COLUMNS * LANES;
 
 /// Aligned, so that no register is loaded from two lines of the cache.
 #[repr(C, align(64))]
@@ -28,11 +26,21 @@ struct Panel([[f32; PANEL]; DEPTH]);
 const PER_TASK: usize = 6 << 20;
 const FEWEST_PER_TASK: usize = 1 << 17;
 
-/// Tasks per thread of a large product: enough to even out threads of unequal speed.
+/// Tasks per thread of a large product: enough to even out threads of unequal speed. With a softmax a task has all
+/// columns, which share the exponentials, and so fewer rows, for which op(B) is copied: fewer tasks then.
 const TASKS_PER_THREAD: usize = 8;
+const SOFTMAX_TASKS_PER_THREAD: usize = 4;
 
-/// What it costs to copy an element of op(B) to a panel, in reads of an element of op(A).
+/// What it costs to copy an element of op(B) to a panel, and to take an exponential, in reads of an element of op(A).
 const COPYING: usize = 6;
+const EXPONENTIAL: usize = 24;
+
+/// Rows of a softmax that lie ready at a time: many, since op(B) is copied for each so many.
+const STRIP_ROWS: usize = 256;
+
+/// Some rows of a softmax, [`DEPTH`] terms of each.
+#[repr(C, align(64))]
+struct Strip([f32; STRIP_ROWS * DEPTH]);
 
 /// `x W^T` with fewer columns is computed as dot products: of a panel's columns most would be empty.
 const FEW_COLUMNS: usize = 4;
@@ -65,6 +73,8 @@ impl View<'_> {
 #[derive(Clone, Copy)]
 struct Product<'a> {
     a: View<'a>,
+    /// If A is a softmax of what `a` holds.
+    softmax: Option<Softmax<'a>>,
     b: View<'a>,
     /// First element of C, and the distance of its rows.
     c: *mut f32,
@@ -73,6 +83,14 @@ struct Product<'a> {
     c_columns: usize,
     dims: Dims,
     accumulate: bool,
+}
+
+/// `exp(a - lse)` for the elements of A.
+#[derive(Clone, Copy)]
+struct Softmax<'a> {
+    /// One for each row of A, or, where that is transposed, for each term.
+    lse: &'a [f32],
+    by_term: bool,
 }
 
 // SAFETY: tasks write blocks of C of their own.
@@ -85,30 +103,25 @@ pub fn product(form: Form, a: &[f32], b: &[f32], c: &mut [f32], dims: Dims, accu
     if form == Form::NT && n < FEW_COLUMNS {
         return dots(a, b, c, dims, accumulate);
     }
-    let view = |data, down, across| View { data, down, across };
-    let product = Product {
-        a: match form {
-            Form::NT | Form::NN => view(a, k, 1),
-            Form::TN => view(a, 1, m),
-        },
-        b: match form {
-            Form::NT => view(b, 1, k),
-            Form::NN | Form::TN => view(b, n, 1),
-        },
-        c: c.as_mut_ptr(),
-        c_down: n,
-        c_columns: n,
-        dims,
-        accumulate,
-    };
-    let [row_blocks, column_blocks] = blocks(dims, threads::count());
-    let vectors = n.div_ceil(LANES);
-    threads::run(row_blocks * column_blocks, |task| {
-        let rows = part(m, row_blocks, task / column_blocks);
-        let columns = part(vectors, column_blocks, task % column_blocks);
-        // SAFETY: the slices hold the matrices (asserted), and no other task has these rows of these columns.
-        unsafe { product.block(rows, columns) }
-    });
+    Product::new(form, a, None, b, c, dims, accumulate).compute();
+}
+
+/// The same with `exp(a - lse)` for the elements of A, `lse` being that of the row they are stored in.
+pub fn softmax_product(
+    form: Form,
+    a: &[f32],
+    lse: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+    dims: Dims,
+    accumulate: bool,
+) {
+    let Dims { m, n, k } = dims;
+    let rows = if form == Form::TN { k } else { m };
+    assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n && lse.len() >= rows);
+    let by_term = form == Form::TN;
+    let softmax = Some(Softmax { lse, by_term });
+    Product::new(form, a, softmax, b, c, dims, accumulate).compute();
 }
 
 /// `C += A B` for small matrices within larger ones, on this thread. C starts with `c` and has rows `c_down` apart; where
@@ -129,6 +142,7 @@ pub fn add_product(
     assert!(n <= c_columns && c_columns <= c_down && (m - 1) * c_down + c_columns <= c.len());
     let product = Product {
         a,
+        softmax: None,
         b,
         c: c.as_mut_ptr(),
         c_down,
@@ -146,16 +160,21 @@ fn part(length: usize, parts: usize, i: usize) -> Range<usize> {
 }
 
 /// Into how many blocks of rows and of columns C is cut: those for which the least is copied and read. Columns are
-/// copied once for every block of rows, and rows read once for every block of columns, which costs less.
-fn blocks(Dims { m, n, k }: Dims, threads: usize) -> [usize; 2] {
+/// copied once for every block of rows, and rows read once for every block of columns, which costs less, but for a
+/// softmax.
+fn blocks(Dims { m, n, k }: Dims, threads: usize, softmax: bool) -> [usize; 2] {
+    let (reading, per_thread) = match softmax {
+        false => (1, TASKS_PER_THREAD),
+        true => (EXPONENTIAL, SOFTMAX_TASKS_PER_THREAD),
+    };
     let work = m * n * k;
     let most = (work / FEWEST_PER_TASK).max(1);
-    let tasks = (work / PER_TASK).clamp(threads.min(most), TASKS_PER_THREAD * threads);
+    let tasks = (work / PER_TASK).clamp(threads.min(most), per_thread * threads);
     let cuts = (1..=tasks.min(m.div_ceil(SUM_ROWS)))
         .map(|rows| [rows, tasks.div_ceil(rows).min(n.div_ceil(PANEL))]);
     cuts.min_by_key(|&[rows, columns]| {
         let missing = tasks.saturating_sub(rows * columns);
-        (missing, COPYING * rows * n + columns * m)
+        (missing, COPYING * rows * n + reading * columns * m)
     })
     .expect("at least one row")
 }
@@ -171,47 +190,176 @@ fn dots(x: &[f32], w: &[f32], y: &mut [f32], Dims { n, k, .. }: Dims, accumulate
     });
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// Of whole matrices.
+    fn new(
+        form: Form,
+        a: &'a [f32],
+        softmax: Option<Softmax<'a>>,
+        b: &'a [f32],
+        c: &mut [f32],
+        dims: Dims,
+        accumulate: bool,
+    ) -> Self {
+        let Dims { m, n, k } = dims;
+        let view = |data, down, across| View { data, down, across };
+        Product {
+            a: match form {
+                Form::NT | Form::NN => view(a, k, 1),
+                Form::TN => view(a, 1, m),
+            },
+            softmax,
+            b: match form {
+                Form::NT => view(b, 1, k),
+                Form::NN | Form::TN => view(b, n, 1),
+            },
+            c: c.as_mut_ptr(),
+            c_down: n,
+            c_columns: n,
+            dims,
+            accumulate,
+        }
+    }
+
+    /// All of C, on all threads.
+    fn compute(&self) {
+        let Dims { m, n, .. } = self.dims;
+        let softmax = self.softmax.is_some();
+        let [row_blocks, column_blocks] = blocks(self.dims, threads::count(), softmax);
+        let vectors = n.div_ceil(LANES);
+        threads::run(row_blocks * column_blocks, |task| {
+            let rows = part(m, row_blocks, task / column_blocks);
+            let columns = part(vectors, column_blocks, task % column_blocks);
+            // SAFETY: the slices hold the matrices (asserted), and no other task has these rows of these columns.
+            unsafe { self.block(rows, columns) }
+        });
+    }
+
     /// The block of C at these rows and vectors of columns.
     ///
     /// # Safety
     /// The operands hold the matrices of `dims`; nothing else touches the block.
     unsafe fn block(&self, rows: Range<usize>, vectors: Range<usize>) {
-        let Dims { n, k, .. } = self.dims;
-        let a = self.a;
+        let (k, a) = (self.dims.k, self.a);
         let mut panel = MaybeUninit::<Panel>::uninit();
         let panel: *mut f32 = panel.as_mut_ptr().cast();
         let depths = k.div_ceil(DEPTH);
-        let panels = vectors.len().div_ceil(SUM_COLUMNS);
-        let tiles = rows.len().div_ceil(SUM_ROWS);
         for d in 0..depths {
             let depth = part(k, depths, d);
             let add = self.accumulate || d > 0;
-            for p in 0..panels {
-                let own = part(vectors.len(), panels, p);
-                let column = (vectors.start + own.start) * LANES;
-                let room = self.c_columns - column;
-                // SAFETY: the caller's; ranges lie within the matrices, and a panel holds DEPTH rows of PANEL columns.
-                unsafe {
-                    let columns = (own.len() * LANES).min(n - column);
-                    self.copy_columns(depth.clone(), column, columns, own.len(), panel);
-                    for t in 0..tiles {
-                        let own_rows = part(rows.len(), tiles, t);
-                        let row = rows.start + own_rows.start;
-                        let tile = Tile {
-                            a: a.data.as_ptr().add(row * a.down + depth.start * a.across),
-                            a_down: a.down,
-                            a_across: a.across,
+            // SAFETY: the caller's.
+            unsafe {
+                match self.softmax {
+                    None => {
+                        let from = a
+                            .data
+                            .as_ptr()
+                            .add(rows.start * a.down + depth.start * a.across);
+                        let source = (from, a.down, a.across);
+                        self.strip(source, rows.clone(), depth, vectors.clone(), panel, add);
+                    }
+                    Some(softmax) => {
+                        self.softmax_strips(
+                            softmax,
+                            rows.clone(),
+                            depth,
+                            vectors.clone(),
                             panel,
-                            depth: depth.len(),
-                        };
-                        let (rows, vectors) = (own_rows.len(), own.len());
-                        let c = self.c.add(row * self.c_down + column);
-                        if vectors * LANES <= room {
-                            tile.compute(rows, vectors, c, self.c_down, add);
-                        } else {
-                            tile.compute_narrow(rows, vectors, c, (self.c_down, room), add);
-                        }
+                            add,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds up the terms `depth` with a softmax for A: some rows of it at a time are written down, which the columns of all
+    /// panels then share. A function of its own, since it takes much of the stack.
+    ///
+    /// # Safety
+    /// As [`Product::strip`].
+    #[inline(never)]
+    unsafe fn softmax_strips(
+        &self,
+        Softmax { lse, by_term }: Softmax,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        vectors: Range<usize>,
+        panel: *mut f32,
+        add: bool,
+    ) {
+        let View { data, down, across } = self.a;
+        let mut strip = MaybeUninit::<Strip>::uninit();
+        let strip: *mut f32 = strip.as_mut_ptr().cast();
+        let strips = rows.len().div_ceil(STRIP_ROWS);
+        for s in 0..strips {
+            let own = part(rows.len(), strips, s);
+            let own = rows.start + own.start..rows.start + own.end;
+            // In the order they are stored in.
+            let (lines, line, first, length) = match by_term {
+                false => (own.clone(), down, depth.start, depth.len()),
+                true => (depth.clone(), across, own.start, own.len()),
+            };
+            for (i, at) in lines.enumerate() {
+                let from = &data[at * line + first..][..length];
+                // SAFETY: a strip holds STRIP_ROWS x DEPTH elements, and nothing else does.
+                let to = unsafe { std::slice::from_raw_parts_mut(strip.add(i * length), length) };
+                let lse = lse[at];
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = exp(from - lse);
+                }
+            }
+            let source = match by_term {
+                false => (strip.cast_const(), length, 1),
+                true => (strip.cast_const(), 1, length),
+            };
+            // SAFETY: the caller's; the strip has these rows and terms.
+            unsafe { self.strip(source, own, depth.clone(), vectors.clone(), panel, add) };
+        }
+    }
+
+    /// Adds up the terms `depth` of the block of C at these rows and vectors of columns; these rows' terms are at `source`
+    /// with these strides from row to row and from term to term.
+    ///
+    /// # Safety
+    /// As [`Product::block`]; `source` has them, and a panel lies at `panel`.
+    #[inline(always)]
+    unsafe fn strip(
+        &self,
+        (a, a_down, a_across): (*const f32, usize, usize),
+        rows: Range<usize>,
+        depth: Range<usize>,
+        vectors: Range<usize>,
+        panel: *mut f32,
+        add: bool,
+    ) {
+        let n = self.dims.n;
+        let panels = vectors.len().div_ceil(SUM_COLUMNS);
+        let tiles = rows.len().div_ceil(SUM_ROWS);
+        for p in 0..panels {
+            let own = part(vectors.len(), panels, p);
+            let column = (vectors.start + own.start) * LANES;
+            let room = self.c_columns - column;
+            // SAFETY: the caller's; ranges lie within the matrices, and a panel holds DEPTH rows of PANEL columns.
+            unsafe {
+                let columns = (own.len() * LANES).min(n - column);
+                self.copy_columns(depth.clone(), column, columns, own.len(), panel);
+                for t in 0..tiles {
+                    let own_rows = part(rows.len(), tiles, t);
+                    let row = rows.start + own_rows.start;
+                    let tile = Tile {
+                        a: a.add(own_rows.start * a_down),
+                        a_down,
+                        a_across,
+                        panel,
+                        depth: depth.len(),
+                    };
+                    let (rows, vectors) = (own_rows.len(), own.len());
+                    let c = self.c.add(row * self.c_down + column);
+                    if vectors * LANES <= room {
+                        tile.compute(rows, vectors, c, self.c_down, add);
+                    } else {
+                        tile.compute_narrow(rows, vectors, c, (self.c_down, room), add);
                     }
                 }
             }
@@ -290,120 +438,5 @@ unsafe fn copy_some(
                 *to.add(row * width + i) = x;
             }
         }
-    }
-}
-
-/// Some rows of op(A) times a panel.
-struct Tile {
-    /// As in [`View`].
-    a: *const f32,
-    a_down: usize,
-    a_across: usize,
-    panel: *const f32,
-    depth: usize,
-}
-
-/// The sums of a tile: added to C, `stride` from row to row, or written over it.
-type Sums = unsafe fn(&Tile, *mut f32, usize, bool);
-
-/// By rows less one and vectors less one.
-static SUMS: [[Sums; SUM_COLUMNS]; SUM_ROWS] = {
-    const fn row<const R: usize>() -> [Sums; SUM_COLUMNS] {
-        [Tile::sums::<R, 1>, Tile::sums::<R, 2>, Tile::sums::<R, 3>]
-    }
-    let all = [
-        row::<1>(),
-        row::<2>(),
-        row::<3>(),
-        row::<4>(),
-        row::<5>(),
-        row::<6>(),
-        row::<7>(),
-        row::<8>(),
-    ];
-    let mut some = [all[0]; SUM_ROWS];
-    let mut r = 0;
-    while r < SUM_ROWS {
-        some[r] = all[r];
-        r += 1;
-    }
-    some
-};
-
-impl Tile {
-    /// C at `c`, `stride` from row to row, (+)= the tile of `rows` rows and `vectors` registers a row.
-    ///
-    /// # Safety
-    /// All of A, the panel and C is there.
-    unsafe fn compute(&self, rows: usize, vectors: usize, c: *mut f32, stride: usize, add: bool) {
-        // SAFETY: the caller's.
-        unsafe { SUMS[rows - 1][vectors - 1](self, c, stride, add) }
-    }
-
-    /// The same where C ends within the last register.
-    ///
-    /// # Safety
-    /// As [`Tile::compute`].
-    unsafe fn compute_narrow(
-        &self,
-        rows: usize,
-        vectors: usize,
-        c: *mut f32,
-        (stride, columns): (usize, usize),
-        add: bool,
-    ) {
-        let mut sums = [[0.0f32; PANEL]; SUM_ROWS];
-        // SAFETY: the caller's.
-        unsafe {
-            self.compute(rows, vectors, sums.as_mut_ptr().cast(), PANEL, false);
-            for (row, sums) in sums[..rows].iter().enumerate() {
-                let c = std::slice::from_raw_parts_mut(c.add(row * stride), columns);
-                for (c, sum) in c.iter_mut().zip(sums) {
-                    *c = if add { *c + sum } else { *sum };
-                }
-            }
-        }
-    }
-
-    unsafe fn sums<const R: usize, const V: usize>(&self, c: *mut f32, stride: usize, add: bool) {
-        // SAFETY: the caller's.
-        unsafe {
-            // The loop below then has addresses it can count in one register.
-            let sums = if self.a_across == 1 {
-                self.multiply::<R, V>(self.a_down, 1)
-            } else {
-                self.multiply::<R, V>(1, self.a_across)
-            };
-            for (i, row) in sums.into_iter().enumerate() {
-                for (j, sum) in row.into_iter().enumerate() {
-                    let c = c.add(i * stride + j * LANES);
-                    let sum = if add { Lanes::load(c).plus(sum) } else { sum };
-                    sum.store(c);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<const R: usize, const V: usize>(
-        &self,
-        a_down: usize,
-        a_across: usize,
-    ) -> [[Lanes; V]; R] {
-        let mut sums = [[Lanes::splat(0.0); V]; R];
-        for l in 0..self.depth {
-            // SAFETY: the caller's.
-            unsafe {
-                let (a, b) = (self.a.add(l * a_across), self.panel.add(l * V * LANES));
-                let b: [Lanes; V] = std::array::from_fn(|j| Lanes::load(b.add(j * LANES)));
-                for (i, row) in sums.iter_mut().enumerate() {
-                    let a = Lanes::splat(*a.add(i * a_down));
-                    for (sum, b) in row.iter_mut().zip(b) {
-                        *sum = sum.plus_product(a, b);
-                    }
-                }
-            }
-        }
-        sums
     }
 }

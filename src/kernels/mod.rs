@@ -24,6 +24,9 @@ pub mod log_softmax;
 pub mod math;
 pub mod matmul;
 mod matmul_cpu;
+mod matmul_forms;
+pub mod matmul_softmax;
+mod matmul_tile;
 pub mod objective;
 pub mod reduce;
 pub mod reward;
@@ -36,6 +39,7 @@ pub mod scale;
 pub mod search;
 pub mod silu;
 pub mod swiglu;
+pub mod target_gradient;
 pub mod td;
 pub mod token_order;
 pub mod tree;
@@ -70,11 +74,12 @@ pub static ALL: &[&Kernel] = &[
     &grad_norm::FINISH,
     &grad_norm::PARTIAL,
     &lerp::LERP,
-    &log_softmax::BACKWARD,
-    &log_softmax::FORWARD,
+    &log_softmax::LOG_SOFTMAX,
     &matmul::NN,
     &matmul::NT,
     &matmul::TN,
+    &matmul_softmax::NN,
+    &matmul_softmax::TN,
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
@@ -94,6 +99,8 @@ pub static ALL: &[&Kernel] = &[
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,
     &swiglu::SWIGLU_BACKWARD,
+    &target_gradient::ADD,
+    &target_gradient::SCALE,
     &td::TD,
     &token_order::TOKEN_ORDER,
     &tree::TREE_PACK,
@@ -136,6 +143,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("lerp", lerp::cases),
     ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
+    ("matmul_softmax", matmul_softmax::cases),
     ("objective", objective::cases),
     ("reduce", reduce::cases),
     ("reward", reward::cases),
@@ -147,6 +155,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("search", search::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
+    ("target_gradient", target_gradient::cases),
     ("td", td::cases),
     ("token_order", token_order::cases),
     ("tree", tree::cases),

@@ -4,7 +4,7 @@
 use super::head::Head;
 use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
 use crate::forest::{Forest, ForestSize, Row};
-use crate::kernels::token_order::token_order;
+use crate::kernels::token_order::{Tokens, token_order};
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
 use crate::model::{Activations, Asked, Layout, Model, Weights};
@@ -277,7 +277,7 @@ impl Engine {
     }
 
     /// Records the backward pass from `head.g` down to the gradient of the final hidden states (`grads.hidden`), which a
-    /// value head may then add to. Consumes the logits.
+    /// value head may then add to.
     pub fn backward_head(&self, s: &mut Stream, input: &Input) {
         let (g, d_hidden) = (self.scaled_g(s, input), self.d_hidden());
         let dw = &self.optimiser.gradient;
@@ -297,7 +297,8 @@ impl Engine {
 
     /// Records the backward pass from `grads.hidden` to the weights' gradient.
     pub fn backward_backbone(&self, s: &mut Stream, input: &Input) {
-        token_order(s, input.rows, input.order, input.tokens);
+        let tokens = Tokens::of_rows(input.rows, input.tokens);
+        token_order(s, tokens, input.order);
         let gradient: &Weights = &self.optimiser.gradient;
         let pass = self.pass(input);
         s.forest = input.size;

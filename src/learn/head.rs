@@ -4,18 +4,22 @@
 //! Logits are the largest matrix of a step, R x V, so they are computed for as many rows at a time as one binding holds
 //! (152 thousand tokens: 192 rows). Where one chunk holds them all they are computed once; where not, once forward and
 //! once backward, unless the gradient of the log-probs is known from the start (cross-entropy): then each chunk goes
-//! forward and backward before the next.
+//! forward and backward before the next. Their gradient is never written ([`target_gradient`]).
 
 use super::engine::{Capacity, Input};
 use crate::device::{
     ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Size, Slice, Stream,
 };
+use crate::kernels::embedding::{self, Weighted};
+use crate::kernels::target_gradient::{self, Targets};
+use crate::kernels::token_order::{Tokens, token_order};
 use crate::kernels::{fill, gather, log_softmax};
 use crate::model::{Model, Weights};
 use anyhow::{Result, ensure};
 
 pub struct Head {
     hidden: Buffer,
+    /// Their gradient, and on the way back, until it is known, what is multiplied with probabilities.
     d_hidden: Buffer,
     /// [rows of a chunk, V]
     logits: Buffer,
@@ -29,6 +33,9 @@ pub struct Head {
     /// [K] dLoss/dlog-prob, and with the loss scale where there is one.
     pub g: Buffer,
     pub scaled_g: Buffer,
+    /// [K] the scored row of each target, and the targets by token.
+    target_rows: Buffer,
+    target_order: Buffer,
 }
 
 impl Head {
@@ -67,6 +74,8 @@ impl Head {
                 Precision::F32 => buffer("scaled log-prob gradient", 1)?,
                 Precision::F16 => buffer("scaled log-prob gradient", c.targets)?,
             },
+            target_rows: buffer("targets' rows", c.targets)?,
+            target_order: buffer("target order", c.targets)?,
         })
     }
 
@@ -75,7 +84,7 @@ impl Head {
         self.chunk
     }
 
-    /// The logits [R, V] of the last pass, if one chunk held them and nothing has consumed them.
+    /// The logits [R, V] of the last pass, if one chunk held them.
     pub fn logits(&self, input: &Input, vocab: usize) -> Slice {
         assert!(input.scored.max <= self.chunk, "the logits were not kept");
         self.logits.first(input.scored.max * vocab)
@@ -120,34 +129,45 @@ impl Head {
         );
     }
 
+    /// Before the way back through the chunks: the gradient of the projection's rows of targets, and what the products
+    /// begin with.
+    fn begin_backward(&self, s: &mut Stream, model: &Model, input: &Input, g: Slice, dw: &Weights) {
+        let d = model.architecture.hidden;
+        let hidden = self.hidden.first(input.scored.max * d);
+        let (rows, order) = (self.target_rows.all(), self.target_order.all());
+        let on = targets(model, input, g);
+        target_gradient::scale(s, hidden, on, self.d_hidden.all(), rows, d);
+        let tokens = Tokens::plain(on.tokens, input.count);
+        token_order(s, tokens, order);
+        let weighted = Some(Weighted { rows, weights: g });
+        let d_weight = dw.slice(model.layout.lm_head);
+        embedding::backward(s, hidden, weighted, tokens, order, d_weight, d);
+    }
+
     fn chunk_backward(
         &self,
         s: &mut Stream,
         model: &Model,
-        input: &Input,
         (from, n): (usize, Size),
-        g: Slice,
         dw: &Weights,
     ) {
-        let d = model.architecture.hidden;
-        log_softmax::backward(
-            s,
-            self.logits.all(),
-            self.lse.all().skip(from),
-            input.targets.starts.skip(from),
-            input.targets.tokens,
-            g,
-            n,
-            model.architecture.vocab,
-        );
-        let hidden = self.hidden.all().skip(from * d);
-        let d_hidden = self.d_hidden.all().skip(from * d);
-        model.logits_backward(s, hidden, n, self.logits.all(), d_hidden, dw);
+        let d_hidden = self.d_hidden.all().skip(from * model.architecture.hidden);
+        let lse = self.lse.all().skip(from);
+        model.logits_backward(s, self.logits.all(), lse, n, d_hidden, dw);
     }
 
-    /// Spreads the gradient of the scored rows over `d_hidden` [T, d], whose other rows become 0.
-    fn scatter(&self, s: &mut Stream, model: &Model, input: &Input, d_hidden: Slice) {
+    /// After it: completes the gradient of the scored rows and spreads it over `d_hidden` [T, d], whose other rows become 0.
+    fn end_backward(
+        &self,
+        s: &mut Stream,
+        model: &Model,
+        input: &Input,
+        g: Slice,
+        d_hidden: Slice,
+    ) {
         let d = model.architecture.hidden;
+        let w = model.weights.operand(model.layout.lm_head);
+        target_gradient::add(s, w, targets(model, input, g), self.d_hidden.all(), d);
         fill::fill_f32(s, d_hidden, 0.0);
         let (from, rows) = (self.d_hidden.all(), input.targets.rows);
         gather::scatter_add_rows(s, from, rows, d_hidden, input.scored, d);
@@ -180,7 +200,7 @@ impl Head {
     }
 
     /// Records the way back from `g` [K] to `d_hidden` [T, d] and the output projection's gradient in `dw`, after
-    /// [`Head::forward`] of the same input. Consumes the logits.
+    /// [`Head::forward`] of the same input.
     pub fn backward(
         &self,
         s: &mut Stream,
@@ -190,13 +210,14 @@ impl Head {
         d_hidden: Slice,
         dw: &Weights,
     ) {
+        self.begin_backward(s, model, input, g, dw);
         for chunk in self.chunks(input.scored) {
             if input.scored.max > self.chunk {
                 self.chunk_logits(s, model, chunk);
             }
-            self.chunk_backward(s, model, input, chunk, g, dw);
+            self.chunk_backward(s, model, chunk, dw);
         }
-        self.scatter(s, model, input, d_hidden);
+        self.end_backward(s, model, input, g, d_hidden);
     }
 
     /// [`Head::forward`] and [`Head::backward`] in one, for a `g` that does not depend on the log-probs.
@@ -211,11 +232,22 @@ impl Head {
         dw: &Weights,
     ) {
         self.gather(s, model, hidden, input);
+        self.begin_backward(s, model, input, g, dw);
         for chunk in self.chunks(input.scored) {
             self.chunk_logits(s, model, chunk);
             self.chunk_forward(s, model, input, chunk, self.logp.all());
-            self.chunk_backward(s, model, input, chunk, g, dw);
+            self.chunk_backward(s, model, chunk, dw);
         }
-        self.scatter(s, model, input, d_hidden);
+        self.end_backward(s, model, input, g, d_hidden);
+    }
+}
+
+fn targets(model: &Model, input: &Input, g: Slice) -> Targets {
+    Targets {
+        starts: input.targets.starts,
+        tokens: input.targets.tokens,
+        g,
+        rows: input.scored,
+        vocab: model.architecture.vocab,
     }
 }

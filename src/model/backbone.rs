@@ -6,8 +6,10 @@ use super::layer::{self, Pass};
 use super::layout::{Layout, Weights};
 use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
 use crate::forest::{ForestSize, Row};
-use crate::kernels::matmul::{Dims, Form, linear, matmul};
+use crate::kernels::matmul::{Dims, Form, linear};
+use crate::kernels::matmul_softmax::matmul_softmax;
 use crate::kernels::rmsnorm::{self, Heads};
+use crate::kernels::token_order::Tokens;
 use crate::kernels::{embedding, fill, rope};
 use anyhow::{Result, ensure};
 
@@ -175,7 +177,8 @@ impl Model {
             layer::backward(s, pass, (&self.weights, dw), ids, x, buffers, 0);
         }
         let d_embed = dw.slice(self.layout.embed);
-        embedding::backward(s, residual, pass.rows, order, d_embed, t, a.hidden);
+        let tokens = Tokens::of_rows(pass.rows, t);
+        embedding::backward(s, residual, None, tokens, order, d_embed, a.hidden);
     }
 
     /// Logits [n, V] of n hidden rows [n, d].
@@ -190,40 +193,33 @@ impl Model {
         linear(s, hidden, head, None, logits, dims);
     }
 
-    /// Back from logits: dW of the output projection is added to `dw`; the gradient of the n hidden rows is written to
-    /// `d_rows`.
+    /// Back from logits [n, V] with these log-sums, the part that all tokens have: what `d_rows` [n, d] holds, the hidden
+    /// states times minus the sum of their targets' gradients, goes into dW of the output projection; in its place come
+    /// the sums of the projection's rows, weighted by probability ([`crate::kernels::target_gradient`]).
     pub fn logits_backward(
         &self,
         s: &mut Stream,
-        hidden_rows: Slice,
+        logits: Slice,
+        lse: Slice,
         n: Size,
-        d_logits: Slice,
         d_rows: Slice,
         dw: &Weights,
     ) {
         let (v, d) = (self.architecture.vocab, self.architecture.hidden);
         let id = self.layout.lm_head;
-        let d_weight = Dims {
+        let dims = Dims {
             m: v.into(),
             n: d,
             k: n,
         };
-        matmul(
-            s,
-            Form::TN,
-            d_logits,
-            hidden_rows,
-            dw.slice(id),
-            d_weight,
-            true,
-        );
-        let d_hidden = Dims {
+        matmul_softmax(s, Form::TN, logits, lse, d_rows, dw.slice(id), dims, true);
+        let dims = Dims {
             m: n,
             n: d,
             k: v.into(),
         };
         let head = self.weights.operand(id);
-        matmul(s, Form::NN, d_logits, head, d_rows, d_hidden, false);
+        matmul_softmax(s, Form::NN, logits, lse, head, d_rows, dims, false);
     }
 
     /// A model of the same shape with zero weights: to become the reference policy.
