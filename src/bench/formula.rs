@@ -298,7 +298,7 @@ impl Letters {
         let chunk = |n| self.logits(n) * again as u64 + Work::linear_backward(n, v, d) + softmax(n);
         let targets = Work::elementwise(rows * d, rows * (2 * d + 1))
             + Work::token_order(k)
-            + Work::elementwise(2 * k * d, (k.min(rows) + 2 * k.min(v)) * d + 4 * k)
+            + Work::elementwise(2 * k * d, (k + 2 * k.min(v)) * d + 4 * k)
             + Work::elementwise(3 * rows * d, rows * (2 * d + 1) + rows.min(v) * d);
         head.chunks().map(chunk).sum::<Work>()
             + targets

@@ -131,10 +131,9 @@ fn forward_cost(launch: &Launch) -> Cost {
 fn backward_cost(launch: &Launch) -> Cost {
     let p: BackwardParams = launch.read_params();
     let [count, width, vocab, weighted] = [p.count, p.width, p.vocab, p.weighted].map(u64::from);
-    let rows = count.min(launch.slices()[0].len as u64 / width);
     Cost {
         operations: (1 + weighted) * count * width,
-        bytes: 4 * ((rows + 2 * count.min(vocab)) * width + 2 * (1 + weighted) * count),
+        bytes: 4 * ((count + 2 * count.min(vocab)) * width + 2 * (1 + weighted) * count),
     }
 }
 

@@ -133,7 +133,7 @@ impl Head {
     /// begin with.
     fn begin_backward(&self, s: &mut Stream, model: &Model, input: &Input, g: Slice, dw: &Weights) {
         let d = model.architecture.hidden;
-        let hidden = self.hidden.first(input.scored.max * d);
+        let hidden = self.hidden.all();
         let (rows, order) = (self.target_rows.all(), self.target_order.all());
         let on = targets(model, input, g);
         target_gradient::scale(s, hidden, on, self.d_hidden.all(), rows, d);
