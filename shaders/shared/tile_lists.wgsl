@@ -24,8 +24,8 @@ fn own_rows(first: u32, lane: u32) -> Own {
     return own;
 }
 
-// Whether a tile's prompts, as `ahead` describes them, are better gone through together. An element of a tile costs about
-// an eighth of one that is fetched alone: a row of the tile should attend to an eighth of the range at least.
+// Whether a tile's prompts, as `ahead` describes them, are better gone through together. By estimate an element of a tile
+// costs an eighth of one that is fetched alone: a row of the tile should attend to an eighth of the range at least.
 fn is_dense(all: vec4<u32>) -> bool {
     return all.z > 0u && 8u * all.z >= ROWS * (all.y - all.x);
 }

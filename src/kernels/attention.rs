@@ -28,7 +28,7 @@
 //! `tiled_wide` is the same text with registers for 128 columns instead of 64.
 //!
 //! Elements that a row does not attend to are worked on too. Of packed causal documents of 16, 36, 128 and 512 tokens the
-//! attended share of all tiles is 27, 31, 81 and 94%; a quarter still costs less than the portable text's loads. A
+//! attended share of all tiles is 27, 31, 81 and 94%; at a quarter a pair still takes an eighth of the portable loads. A
 //! decoder's tile of one row a document would be 3%: where the rows attend to less than an eighth of what their prompts
 //! cover together, each row's keys are fetched alone, in fours, as those of chains always are, with 3 words a pair and
 //! column and one exponential a pair. What remains against `tiled` in decoding is that few rows make few workgroups,
