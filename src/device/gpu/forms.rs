@@ -445,6 +445,7 @@ pub(super) mod tests {
     use super::*;
     use crate::device::choose::{DeviceChoice, choose_adapter};
     use crate::device::{Buffer, Device, DeviceRef};
+    use crate::kernels::fill;
     use crate::kernels::matmul::{Dims, Form, matmul};
     use std::sync::Arc;
 
@@ -500,6 +501,43 @@ pub(super) mod tests {
         assert_eq!(product(&second), (want, form));
         assert!(second.measurements().is_empty());
         assert_eq!(second.choices(), first.choices());
+    }
+
+    /// A fill with another text beside its own, measured: the forms that counted.
+    fn measured(from: &str, to: &str) -> Vec<&'static str> {
+        let other = fill::FILL.source.replace(from, to);
+        assert_ne!(other, fill::FILL.source);
+        let grid = |w: &[u32]| Grid(w[0].div_ceil(256));
+        let form = crate::device::Form {
+            home: Home::Any,
+            ..crate::device::Form::direct(other.leak(), |_| true, grid)
+        };
+        let kernel: &'static Kernel = Box::leak(Box::new(Kernel {
+            name: "fill of two forms",
+            forms: Box::leak(Box::new([form])),
+            ..fill::FILL
+        }));
+        let gpu = gpu(Forms::Remeasured);
+        let device: DeviceRef = gpu.clone();
+        let y = Buffer::new(&device, "y", 300).unwrap();
+        let mut stream = Stream::new();
+        let params = fill::Params { n: 300, value: 7 };
+        stream.push(kernel, &params, &[y.all()], grid(&[300]));
+        device.run(&stream).unwrap();
+        assert_eq!(y.read_u32().unwrap(), vec![7; 300]);
+        gpu.measurements().iter().map(|m| m.form).collect()
+    }
+
+    #[test]
+    fn a_form_that_is_wrong_does_not_count() {
+        assert_eq!(
+            measured("y[i] = p.value", "y[i] = p.value + 1u"),
+            ["portable"]
+        );
+        assert_eq!(measured("i < p.n", "i < p.n - 1u"), ["portable"]);
+        // Nothing is wrong with this one.
+        let right = measured("i < p.n", "!(i >= p.n)");
+        assert_eq!(right, ["portable", "direct"]);
     }
 
     #[test]
