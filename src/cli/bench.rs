@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::device::Precision;
 use crate::device::choose;
 use crate::device::gpu::GpuOptions;
+use crate::learn::job;
 
 /// Measure kernels, steps or decoding, and compare two measurements
 ///
@@ -235,13 +236,16 @@ pub fn run(args: Args) -> Result<()> {
                 given => given.to_vec(),
             };
             let history = args.history as usize;
+            let config = Config::load(None, &args.settings)?;
+            // Either way of asking for it.
+            let precision = args.common.precision().max(job::precision(&config));
             let of = |&hidden| Shape {
                 history,
+                precision,
                 tokens: LEVELS * (history + 1),
                 ..shape(hidden, args.batch, &args.common)
             };
             let shapes: Vec<_> = widths.iter().map(of).collect();
-            let config = Config::load(None, &args.settings)?;
             let report = steps::run(&args.common.watch()?, &shapes, &config)?;
             args.common.show(&report, steps::table(&report))
         }
