@@ -59,6 +59,7 @@ fn small(family: Family) -> Shape {
         prompts: 3,
         history: 4,
         precision: Precision::F32,
+        dropout: false,
     }
 }
 
@@ -75,10 +76,14 @@ fn a_fine_tuning_step_costs_what_the_formula_says() {
         layers: 1,
         ..small(Family::Llama)
     };
+    let dropping = Shape {
+        dropout: true,
+        ..small(Family::Llama)
+    };
     for (shape, parts) in FAMILIES
         .map(|family| (small(family), 1))
         .into_iter()
-        .chain([(wide, 2)])
+        .chain([(wide, 2), (dropping, 1)])
     {
         let (recorder, device) = recorder();
         let mut step = FineTuning::new(&device, &shape).unwrap();
@@ -87,7 +92,12 @@ fn a_fine_tuning_step_costs_what_the_formula_says() {
         assert_eq!(streams.len(), 1, "a step is one submission");
         let sizes = step.sizes();
         assert_eq!(parts == 2, sizes[0].head.rows > sizes[0].head.chunk);
-        let work = formula::fine_tuning(&shape.letters(), step.engine.layout(), &sizes);
+        let work = formula::fine_tuning(
+            &shape.letters(),
+            step.engine.layout(),
+            &sizes,
+            shape.dropout,
+        );
         assert_eq!(predicted(&work), launched(&streams), "{shape:?}");
     }
 }
@@ -211,7 +221,12 @@ fn a_changed_step_is_noticed() {
         ..shape
     };
     let other = FineTuning::new(&cpu(), &shorter).unwrap();
-    let work = formula::fine_tuning(&shape.letters(), other.engine.layout(), &other.sizes());
+    let work = formula::fine_tuning(
+        &shape.letters(),
+        other.engine.layout(),
+        &other.sizes(),
+        false,
+    );
     assert_ne!(work.products, whole[0]);
     assert_ne!(work.attention, whole[1]);
 }

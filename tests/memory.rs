@@ -144,7 +144,7 @@ fn with_chunks(device: &DeviceRef, words: usize) -> [Outcome; 2] {
         let mut s = Stream::new();
         Model::clear(&mut s, &engine.optimiser.gradient);
         if fused {
-            engine.forward_backward(&mut s, &input);
+            engine.forward_backward(&mut s, &input, 0.0);
         } else {
             engine.forward(&mut s, &input, engine.head.logp.all());
             engine.backward_head(&mut s, &input);

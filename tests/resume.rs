@@ -223,6 +223,19 @@ fn an_f16_run_goes_on_with_the_same_bits() {
 }
 
 #[test]
+fn a_regularised_run_goes_on_with_the_same_bits() {
+    let recipe = [
+        "sft.dropout=0.2",
+        "sft.label_smoothing=0.1",
+        "sft.random_crop=0.5",
+        "sft.ema=0.9",
+        "rl.ema=0.8",
+        "eval.baselines=false",
+    ];
+    resumes_with_the_same_bits(cpu(), &recipe, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
+}
+
+#[test]
 fn a_stage_alone_goes_on_with_the_same_bits() {
     let data = dataset();
     let temporary = tempfile::tempdir().unwrap();

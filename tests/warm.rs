@@ -65,7 +65,12 @@ fn reinforce(
 ) -> Vec<Counters> {
     let capacity = rollout::capacity(config, data).unwrap();
     let model = engine(device, config, data).model;
-    let engine = Engine::new(model, capacity, config.model.recompute).unwrap();
+    let stages = job::Stages {
+        sft: false,
+        rl: true,
+        eval: false,
+    };
+    let engine = Engine::new(model, capacity, job::options(config, stages)).unwrap();
     let reference = engine.model.same_shape().unwrap();
     let mut stepper = Stepper::new(&engine, config, data).unwrap();
     let part = rollout::part(config);

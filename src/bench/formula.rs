@@ -263,6 +263,12 @@ impl Letters {
             + embedding
     }
 
+    /// What dropout adds to both ways: a mask behind the embedding, and two per layer.
+    fn dropout(&self, t: u64) -> Work {
+        let n = t * self.d;
+        Work::elementwise(8 * n, 2 * n) * (2 + 4 * self.layers)
+    }
+
     /// Logits of `rows` hidden states.
     pub fn logits(&self, rows: u64) -> Work {
         Work::linear(rows, self.vocab, self.d)
@@ -367,10 +373,11 @@ pub struct Part {
     pub head: Head,
 }
 
-/// A fine-tuning step over these parts.
-pub fn fine_tuning(l: &Letters, layout: &Layout, parts: &[Part]) -> Work {
+/// A fine-tuning step over these parts, with dropout or without.
+pub fn fine_tuning(l: &Letters, layout: &Layout, parts: &[Part], dropout: bool) -> Work {
     let pass = |part: &Part| {
-        l.forward(part.forest)
+        l.dropout(part.forest.rows) * dropout as u64
+            + l.forward(part.forest)
             + l.head_forward(part.head)
             + Work::elementwise(2 * part.head.targets, 2 * part.head.targets + 1)
             + l.head_backward(part.head, false)

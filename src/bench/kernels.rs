@@ -121,6 +121,7 @@ pub fn cases(device: &DeviceRef, shape: &Shape, pattern: &str) -> Result<Cases> 
     let heads = Shape {
         family: Family::Qwen3,
         layers: 1,
+        dropout: true,
         ..*shape
     };
     let mut sft = FineTuning::new(&recording, &heads)?;

@@ -61,7 +61,7 @@ fn row(watch: &Stopwatch, shape: &Shape, axis: &str, value: usize) -> Result<Ent
         step.step()?;
         Ok(Some(started.elapsed().as_secs_f64()))
     })?;
-    let work = formula::fine_tuning(&shape.letters(), step.engine.layout(), &step.sizes());
+    let work = formula::fine_tuning(&shape.letters(), step.engine.layout(), &step.sizes(), false);
     let cost = Cost {
         operations: work.operations(),
         bytes: work.bytes(),

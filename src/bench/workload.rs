@@ -8,7 +8,8 @@ use crate::decode::Decoded;
 use crate::decode::search::{Decoding, Searcher};
 use crate::device::{DeviceRef, MAX_BUFFER_WORDS, Precision};
 use crate::forest::{Forest, ForestSize, PromptAttention};
-use crate::learn::engine::{Capacity, Engine, Targets};
+use crate::kernels::dropout::Dropout;
+use crate::learn::engine::{Capacity, Engine, Options, Targets};
 use crate::learn::rl::Stepper;
 use crate::learn::rollout::{self, Question};
 use crate::learn::sft::Trainer;
@@ -34,6 +35,13 @@ const UPDATE: Update = Update {
     clip_norm: 1.0,
 };
 
+const DROPOUT: Dropout = Dropout {
+    rate: 0.2,
+    key: SEED as u32,
+    step: 0,
+    row: 0,
+};
+
 /// Sizes of a model and of its steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -54,6 +62,8 @@ pub struct Shape {
     pub prompts: usize,
     pub history: usize,
     pub precision: Precision,
+    /// Whether fine-tuning has dropout.
+    pub dropout: bool,
 }
 
 impl Default for Shape {
@@ -71,6 +81,7 @@ impl Default for Shape {
             prompts: 32,
             history: 11,
             precision: Precision::F32,
+            dropout: false,
         }
     }
 }
@@ -195,9 +206,15 @@ impl FineTuning {
             targets: tokens,
             slots: 0,
         };
-        let engine = Engine::new(shape.model(device)?, capacity, false)?;
+        let options = Options {
+            dropout: shape.dropout,
+            ..Options::default()
+        };
+        let engine = Engine::new(shape.model(device)?, capacity, options)?;
+        let mut trainer = Trainer::new(&engine, parts.len())?;
+        trainer.regulariser.dropout = shape.dropout.then_some(DROPOUT);
         Ok(FineTuning {
-            trainer: Trainer::new(&engine, parts.len())?,
+            trainer,
             engine,
             parts,
         })
@@ -266,7 +283,7 @@ impl Reinforcement {
         let (data, mut config) = (shape.dataset()?, config.clone());
         config.rl.prompts = shape.prompts;
         let capacity = rollout::capacity(&config, &data)?;
-        let engine = Engine::new(shape.model(device)?, capacity, false)?;
+        let engine = Engine::new(shape.model(device)?, capacity, Options::default())?;
         Ok(Reinforcement {
             reference: (config.rl.kl_beta > 0.0)
                 .then(|| shape.model(device))

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<()> {
     let tables = SidTables::new(data);
     progress.stage("test", 0, examples.len() as u64);
     let (evaluation, decode_tokens) =
-        evaluate(model, data, &tables, &mut searcher, examples, |done| {
+        evaluate(model, data, &tables, &mut searcher, &examples, |done| {
             progress.step(done as u64, &[]);
         })?;
     progress.finish();

@@ -9,10 +9,11 @@ use crate::data::{Dataset, LoadOptions};
 use crate::decode::search::{Decoding, Searcher};
 use crate::device::DeviceRef;
 use crate::forest::{self, Forest};
-use crate::learn::engine::{Capacity, Engine, Targets};
+use crate::learn::engine::{Capacity, Engine, Options, Targets};
 use crate::learn::rl::Stepper;
 use crate::learn::rollout::{self, Question};
 use crate::learn::sequences::{Window, push_window, windows};
+use crate::learn::sft::Regulariser;
 use crate::learn::{job, sft};
 use crate::model::Model;
 use crate::model::checkpoint::Init;
@@ -29,6 +30,9 @@ pub const WHOLE_STEPS: &[(&str, Step)] = &[
     }),
     ("sft step, qwen2", |device| {
         Steps::small(Arch::Qwen2)?.fine_tune(device)
+    }),
+    ("sft step, regularised", |device| {
+        Steps::small(Arch::Llama)?.regularised().fine_tune(device)
     }),
     ("rl step, qwen3", |device| {
         Steps::small(Arch::Qwen3)?.reinforce(device)
@@ -88,6 +92,13 @@ impl Steps {
         })
     }
 
+    fn regularised(mut self) -> Steps {
+        self.config.sft.dropout = 0.2;
+        self.config.sft.label_smoothing = 0.1;
+        self.config.sft.ema = 0.9;
+        self
+    }
+
     fn halved(mut self) -> Steps {
         self.config.precision = Precision::F16;
         self
@@ -117,7 +128,13 @@ impl Steps {
             targets: tokens,
             slots: 0,
         };
-        let engine = Engine::new(self.model(device, 1)?, capacity, false)?;
+        let stages = job::Stages {
+            sft: true,
+            rl: false,
+            eval: false,
+        };
+        let options = job::options(&self.config, stages);
+        let engine = Engine::new(self.model(device, 1)?, capacity, options)?;
         let sequences = &data.train[..self.documents.min(data.train.len())];
         let documents = windows(sequences, data.max_history + 1, attention);
         let taken = self.documents.min(documents.len());
@@ -129,6 +146,7 @@ impl Steps {
             }
         };
         let mut trainer = sft::Trainer::new(&engine, parts.len())?;
+        trainer.regulariser = Regulariser::of(&self.config, 0);
         let result = trainer.step(&engine, &parts, pack, &UPDATE)?;
         ensure!(
             result.finite && result.grad_norm > 0.0,
@@ -155,7 +173,7 @@ impl Steps {
     pub fn reinforce(&self, device: &DeviceRef) -> Result<()> {
         let (config, data) = (&self.config, &self.data);
         let capacity = rollout::capacity(config, data)?;
-        let engine = Engine::new(self.model(device, 1)?, capacity, false)?;
+        let engine = Engine::new(self.model(device, 1)?, capacity, Options::default())?;
         let reference = self.model(device, 2)?;
         let asked: Vec<Question> = data.valid[..config.rl.prompts]
             .iter()

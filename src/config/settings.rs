@@ -208,6 +208,14 @@ settings! {
         schedule: Schedule = Schedule::Cosine, ..;
         /// Steps of linear warm-up from 0
         warmup_steps: usize = 50, 0..=MANY;
+        /// Share of activations dropped: of embedded tokens, and of what layers add to the residual stream
+        dropout: f64 = 0.0, 0.0..=0.95;
+        /// Share of each target spread over the whole vocabulary
+        label_smoothing: f64 = 0.0, 0.0..=0.95;
+        /// Share of the documents of an epoch that are cut to a random stretch of their items
+        random_crop: f64 = 0.0, 0.0..=1.0;
+        /// Decay of a moving average of the weights, which is then validated and kept; 0 = the last weights are
+        ema: f64 = 0.0, 0.0..=0.999_999;
         /// Decoupled weight decay (AdamW), not applied to norms and biases
         weight_decay: f64 = 0.05, 0.0..=10.0;
         /// Largest global gradient norm; 0 = no clipping
@@ -220,7 +228,7 @@ settings! {
         adam_eps: f64 = 1e-8, TINY..=1.0;
         /// Steps between validations; 0 = one at the end of every epoch
         eval_every: usize = 0, 0..=MANY;
-        /// Validation users per validation; 0 = all
+        /// Validation users per validation, evenly spread over them; 0 = all
         eval_users: usize = 1000, 0..=MANY;
         /// Validations without a better NDCG@10 before stopping early; 0 = never stop early
         patience: usize = 3, 0..=MANY;
@@ -230,6 +238,8 @@ settings! {
 
     /// Reinforcement learning: V-STAR and its ablations
     rl: Rl {
+        /// Decay of a moving average of the weights, which is then validated and kept; 0 = the last weights are
+        ema: f64 = 0.0, 0.0..=0.999_999;
         /// Rollouts, each followed by `updates` optimiser steps
         steps: usize = 200, 0..=MANY;
         /// Rollouts after which to stop at the latest, the schedule still being that of `steps`; 0 = no further limit
@@ -288,7 +298,7 @@ settings! {
         value_warmup_steps: usize = 0, 0..=MANY;
         /// Steps between validations; 0 = only at the end
         eval_every: usize = 50, 0..=MANY;
-        /// Validation users per validation; 0 = all
+        /// Validation users per validation, evenly spread over them; 0 = all
         eval_users: usize = 1000, 0..=MANY;
         /// Validations without improvement before stopping early; 0 = never stop early
         patience: usize = 0, 0..=MANY;
@@ -352,7 +362,7 @@ settings! {
     eval: Eval {
         /// Beam width; 0 = the protocol's own
         beam: usize = 0, 0..=1024;
-        /// Test users, the first ones; 0 = all
+        /// Test users, evenly spread over them; 0 = all
         max_users: usize = 0, 0..=MANY;
         /// Users decoded at once
         batch: usize = 128, 1..=65_536;

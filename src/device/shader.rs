@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 /// Text that shaders may include with a line `//!include NAME`.
 const INCLUDES: &[(&str, &str)] = &[
+    ("dropout", include_str!("../../shaders/shared/dropout.wgsl")),
     ("eight", include_str!("../../shaders/shared/eight.wgsl")),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     ("grow", include_str!("../../shaders/shared/grow.wgsl")),

@@ -1,4 +1,4 @@
-//! `y += share (x - y)`: a reference policy follows the policy (`rl.ref_mix`).
+//! `y += share (x - y)`: a reference follows the policy (`rl.ref_mix`), an average the weights (`sft.ema`, `rl.ema`).
 //!
 //! Floor: 3 operations and 12 bytes per element.
 
@@ -24,7 +24,7 @@ pub static LERP: Kernel = Kernel {
     cost,
 };
 
-/// Moves `y` towards `x`, both [n]; `share` 1 copies.
+/// Moves `y` towards `x`, both [n].
 pub fn lerp(s: &mut Stream, x: Slice, y: Slice, share: f32, n: usize) {
     let params = Params { n: n as u32, share };
     s.push(&LERP, &params, &[x, y], Grid::cover(n, 256));

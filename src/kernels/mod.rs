@@ -10,6 +10,7 @@ pub mod candidates;
 pub mod column_sum;
 pub mod compact;
 pub mod copy;
+pub mod dropout;
 pub mod embedding;
 pub mod expand;
 pub mod fill;
@@ -64,6 +65,8 @@ pub static ALL: &[&Kernel] = &[
     &column_sum::COLUMN_SUM,
     &compact::COMPACT,
     &copy::COPY,
+    &dropout::DROPOUT,
+    &dropout::DROPOUT_ADD,
     &embedding::EMBEDDING,
     &embedding::EMBEDDING_BACKWARD,
     &expand::EXPAND,
@@ -134,6 +137,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("column_sum", column_sum::cases),
     ("compact", compact::cases),
     ("copy", copy::cases),
+    ("dropout", dropout::cases),
     ("embedding", embedding::cases),
     ("expand", expand::cases),
     ("fill", fill::cases),

@@ -68,8 +68,12 @@ impl Context<'_> {
     ) -> Result<()> {
         state.elapsed_seconds = self.elapsed_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(state, |folder| {
-            engine.model.save(folder)?;
+            engine.result().save(folder)?;
             let (layout, optimiser) = (engine.layout(), &engine.optimiser);
+            if engine.averaged.is_some() {
+                let trained = engine.model.weights.read()?;
+                save_blocks(layout, &trained, &folder.join(TRAINED))?;
+            }
             let moments = [
                 (FIRST_MOMENT, &optimiser.first_moment),
                 (SECOND_MOMENT, &optimiser.second_moment),
@@ -101,7 +105,11 @@ impl Context<'_> {
 
     /// Puts a checkpoint's weights and moments into the engine.
     pub fn restore(&self, engine: &Engine, checkpoint: &Path) -> Result<()> {
-        self.restore_weights(&engine.model, checkpoint)?;
+        self.restore_weights(engine.result(), checkpoint)?;
+        if engine.averaged.is_some() {
+            let trained = load_blocks(engine.layout(), &checkpoint.join(TRAINED))?;
+            engine.model.weights.write(&trained)?;
+        }
         let optimiser = &engine.optimiser;
         let moments = [
             (FIRST_MOMENT, &optimiser.first_moment),
@@ -129,6 +137,8 @@ pub fn restore_choices(device: &DeviceRef, checkpoint: &Path) {
     }
 }
 
+/// The weights under training, where `model.safetensors` has their average.
+const TRAINED: &str = "trained.safetensors";
 const FIRST_MOMENT: &str = "first_moment.safetensors";
 const SECOND_MOMENT: &str = "second_moment.safetensors";
 

@@ -4,6 +4,9 @@
 use super::head::Head;
 use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
 use crate::forest::{Forest, ForestSize, Row};
+use crate::kernels::copy::copy;
+use crate::kernels::dropout::Dropout;
+use crate::kernels::lerp::lerp;
 use crate::kernels::token_order::{Tokens, token_order};
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
@@ -100,6 +103,8 @@ pub struct Input {
     pub size: ForestSize,
     pub trees: ForestSize,
     pub scored_size: ForestSize,
+    /// For fine-tuning with dropout.
+    pub dropout: Option<Dropout>,
 }
 
 /// Where a forest and its targets are uploaded to. Forests that one stream runs over have a room of their own each.
@@ -126,8 +131,21 @@ impl Room {
     }
 }
 
+/// What an engine can do beyond the plain passes, at the cost of memory or time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Layers keep their inputs only (`model.recompute`).
+    pub recompute: bool,
+    /// Passes may have dropout.
+    pub dropout: bool,
+    /// An average of the weights is kept.
+    pub average: bool,
+}
+
 pub struct Engine {
     pub model: Model,
+    /// The moving average of the model's weights, where a stage keeps one.
+    pub averaged: Option<Model>,
     pub optimiser: Optimiser,
     pub acts: Activations,
     pub head: Head,
@@ -137,16 +155,29 @@ pub struct Engine {
     scored_records: Buffer,
 }
 
+/// `to += share (from - to)`, a copy where the share is 1, and what products read of `to`.
+pub fn follow(s: &mut Stream, from: &Weights, to: &Weights, share: f32) {
+    for (from, to) in from.blocks.iter().zip(&to.blocks) {
+        match share < 1.0 {
+            true => lerp(s, from.all(), to.all(), share, to.len()),
+            false => copy(s, from.all(), to.all(), to.len()),
+        }
+    }
+    to.refresh(s);
+}
+
 impl Engine {
-    /// Buffers for passes of up to `capacity`; with `recompute`, layers keep their inputs only.
-    pub fn new(model: Model, capacity: Capacity, recompute: bool) -> Result<Engine> {
+    /// Buffers for passes of up to `capacity`.
+    pub fn new(model: Model, capacity: Capacity, options: Options) -> Result<Engine> {
         let device = &model.device.clone();
         let (tokens, slots) = (capacity.tokens, capacity.slots);
-        let acts = Activations::for_training(&model, tokens, slots, recompute)?;
+        let kept = (options.recompute, options.dropout);
+        let acts = Activations::for_training(&model, tokens, slots, kept)?;
         let head = Head::new(device, &model, capacity)?;
         let buffer = |label, words| Buffer::new(device, label, words);
         Ok(Engine {
             optimiser: Optimiser::new(device, &model.layout, model.precision)?,
+            averaged: options.average.then(|| model.same_shape()).transpose()?,
             order: buffer("token order", tokens)?,
             scored_records: buffer("scored rows' records", capacity.rows * Row::WORDS)?,
             acts,
@@ -154,6 +185,34 @@ impl Engine {
             model,
             capacity,
         })
+    }
+
+    /// Records one step of the moving average, if there is one, after `updates` updates of a stage; the first steps count
+    /// more, so that where the stage began is soon forgotten.
+    pub fn average(&self, s: &mut Stream, decay: f64, updates: u64) {
+        if let Some(averaged) = &self.averaged {
+            let decay = decay.min((1 + updates) as f64 / (10 + updates) as f64);
+            follow(
+                s,
+                &self.model.weights,
+                &averaged.weights,
+                1.0 - decay as f32,
+            );
+        }
+    }
+
+    /// The average begins with the model's weights: a new stage begins.
+    pub fn reset_average(&self) -> Result<()> {
+        let mut s = Stream::new();
+        if let Some(averaged) = &self.averaged {
+            follow(&mut s, &self.model.weights, &averaged.weights, 1.0);
+        }
+        self.device().run(&s)
+    }
+
+    /// The model that training is after: the average, or what is trained itself.
+    pub fn result(&self) -> &Model {
+        self.averaged.as_ref().unwrap_or(&self.model)
     }
 
     pub fn device(&self) -> &DeviceRef {
@@ -220,12 +279,16 @@ impl Engine {
             size: ForestSize::default(),
             trees: ForestSize::default(),
             scored_size: ForestSize::default(),
+            dropout: None,
         }
     }
 
     /// The pass over an input.
     pub fn pass(&self, input: &Input) -> Pass<'_> {
-        self.model.pass(input.rows, input.parent, input.tokens)
+        Pass {
+            dropout: input.dropout,
+            ..self.model.pass(input.rows, input.parent, input.tokens)
+        }
     }
 
     /// Records the forward pass to the targets' log-probs.
@@ -263,16 +326,16 @@ impl Engine {
         self.head.score(s, model, input, logp);
     }
 
-    /// Records a forward and backward pass whose dLoss/dlog-prob, `head.g`, is known from the start; the log-probs are
-    /// left in `head.logp`.
-    pub fn forward_backward(&self, s: &mut Stream, input: &Input) {
+    /// Records a forward and backward pass whose dLoss/dlog-prob, `head.g`, is known from the start, with a share `smoothing`
+    /// of each target spread over the vocabulary; the log-probs are left in `head.logp`.
+    pub fn forward_backward(&self, s: &mut Stream, input: &Input, smoothing: f32) {
         let (model, acts) = (&self.model, &self.acts);
         s.forest = input.size;
         model.forward(s, &self.pass(input), acts, acts.hidden);
         let (g, d_hidden) = (self.scaled_g(s, input), self.d_hidden());
         let dw = &self.optimiser.gradient;
         self.head
-            .forward_backward(s, model, acts.hidden, input, g, d_hidden, dw);
+            .forward_backward(s, model, acts.hidden, input, (g, smoothing), d_hidden, dw);
         self.backward_backbone(s, input);
     }
 

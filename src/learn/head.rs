@@ -11,6 +11,8 @@ use crate::device::{
     ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Size, Slice, Stream,
 };
 use crate::kernels::embedding::{self, Weighted};
+use crate::kernels::matmul::{Dims, Form, matmul};
+use crate::kernels::scale::scale;
 use crate::kernels::target_gradient::{self, Targets};
 use crate::kernels::token_order::{Tokens, token_order};
 use crate::kernels::{fill, gather, log_softmax};
@@ -36,6 +38,21 @@ pub struct Head {
     /// [K] the scored row of each target, and the targets by token.
     target_rows: Buffer,
     target_order: Buffer,
+    smoothing: Smoothing,
+}
+
+/// What label smoothing (Szegedy et al., CVPR 2016) works in. A target keeps the share 1 - e of its weight; the share e goes
+/// to all V tokens alike, which adds the same row to the gradient of every hidden state, and of every token's weights.
+struct Smoothing {
+    /// [K] dLoss/dlog-prob of what the targets keep.
+    kept: Buffer,
+    /// One number: 1 - e.
+    keep: Buffer,
+    /// [V] e / V.
+    share: Buffer,
+    /// [d] e times the mean of the projection's rows, and the sum of the hidden states weighted by dLoss/dlog-prob.
+    mean_weight: Buffer,
+    hidden_sum: Buffer,
 }
 
 impl Head {
@@ -76,6 +93,13 @@ impl Head {
             },
             target_rows: buffer("targets' rows", c.targets)?,
             target_order: buffer("target order", c.targets)?,
+            smoothing: Smoothing {
+                kept: buffer("kept log-prob gradient", c.targets)?,
+                keep: buffer("smoothing", 1)?,
+                share: buffer("share of every token", v)?,
+                mean_weight: buffer("mean of the projection", d)?,
+                hidden_sum: buffer("sum of hidden states", d)?,
+            },
         })
     }
 
@@ -130,18 +154,70 @@ impl Head {
     }
 
     /// Before the way back through the chunks: the gradient of the projection's rows of targets, and what the products
-    /// begin with.
-    fn begin_backward(&self, s: &mut Stream, model: &Model, input: &Input, g: Slice, dw: &Weights) {
+    /// begin with. Returns dLoss/dlog-prob of what smoothing leaves to the targets.
+    fn begin_backward(
+        &self,
+        s: &mut Stream,
+        model: &Model,
+        input: &Input,
+        (g, smoothing): (Slice, f32),
+        dw: &Weights,
+    ) -> Slice {
         let d = model.architecture.hidden;
         let hidden = self.hidden.all();
         let (rows, order) = (self.target_rows.all(), self.target_order.all());
         let on = targets(model, input, g);
         target_gradient::scale(s, hidden, on, self.d_hidden.all(), rows, d);
+        let mut kept = g;
+        if smoothing > 0.0 {
+            let keep = self.smoothing.keep.all();
+            kept = self.smoothing.kept.all();
+            fill::fill_f32(s, keep, 1.0 - smoothing);
+            scale(s, g, keep, 0, kept, input.count);
+        }
         let tokens = Tokens::plain(on.tokens, input.count);
         token_order(s, tokens, order);
-        let weighted = Some(Weighted { rows, weights: g });
+        let weighted = Some(Weighted {
+            rows,
+            weights: kept,
+        });
         let d_weight = dw.slice(model.layout.lm_head);
         embedding::backward(s, hidden, weighted, tokens, order, d_weight, d);
+        kept
+    }
+
+    /// After it, with one target per row: what all tokens get alike.
+    fn smooth(
+        &self,
+        s: &mut Stream,
+        model: &Model,
+        input: &Input,
+        (g, smoothing): (Slice, f32),
+        dw: &Weights,
+    ) {
+        assert_eq!(input.scored.max, input.count.max, "one target per row");
+        let (v, d) = (model.architecture.vocab, model.architecture.hidden);
+        let id = model.layout.lm_head;
+        let with = &self.smoothing;
+        let (share, one) = (with.share.all(), Size::from(1));
+        let [mean, sum] = [&with.mean_weight, &with.hidden_sum].map(Buffer::all);
+        let dims = |m: Size, k: Size| Dims { m, n: d, k };
+        fill::fill_f32(s, share, smoothing / v as f32);
+        let (w, d_w) = (model.weights.slice(id), dw.slice(id));
+        matmul(s, Form::TN, share, w, mean, dims(one, v.into()), false);
+        let d_hidden = self.d_hidden.all();
+        matmul(
+            s,
+            Form::NN,
+            g,
+            mean,
+            d_hidden,
+            dims(input.scored, one),
+            true,
+        );
+        let hidden = self.hidden.all();
+        matmul(s, Form::TN, g, hidden, sum, dims(one, input.scored), false);
+        matmul(s, Form::NN, share, sum, d_w, dims(v.into(), one), true);
     }
 
     fn chunk_backward(
@@ -210,7 +286,7 @@ impl Head {
         d_hidden: Slice,
         dw: &Weights,
     ) {
-        self.begin_backward(s, model, input, g, dw);
+        self.begin_backward(s, model, input, (g, 0.0), dw);
         for chunk in self.chunks(input.scored) {
             if input.scored.max > self.chunk {
                 self.chunk_logits(s, model, chunk);
@@ -227,18 +303,21 @@ impl Head {
         model: &Model,
         hidden: Slice,
         input: &Input,
-        g: Slice,
+        (g, smoothing): (Slice, f32),
         d_hidden: Slice,
         dw: &Weights,
     ) {
         self.gather(s, model, hidden, input);
-        self.begin_backward(s, model, input, g, dw);
+        let kept = self.begin_backward(s, model, input, (g, smoothing), dw);
         for chunk in self.chunks(input.scored) {
             self.chunk_logits(s, model, chunk);
             self.chunk_forward(s, model, input, chunk, self.logp.all());
             self.chunk_backward(s, model, chunk, dw);
         }
-        self.end_backward(s, model, input, g, d_hidden);
+        if smoothing > 0.0 {
+            self.smooth(s, model, input, (g, smoothing), dw);
+        }
+        self.end_backward(s, model, input, kept, d_hidden);
     }
 }
 

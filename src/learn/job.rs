@@ -1,7 +1,7 @@
 //! The whole job: fine-tuning, V-STAR, the baseline, the final comparison.
 
 use super::context::{Context, Validation, attention, restore_choices};
-use super::engine::{Capacity, Engine};
+use super::engine::{Capacity, Engine, Options};
 use super::{rl, rollout, sft};
 use crate::config::{self, Arch, Candidates, Config};
 use crate::data::Dataset;
@@ -18,6 +18,7 @@ use crate::model::{Architecture, Family, Model};
 use crate::run::{Stage, State, locate_model};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// Which stages to run.
@@ -117,9 +118,19 @@ pub fn prepare(
             capacity = capacity.max(rollout::capacity(&baseline(config), data)?);
         }
     }
-    let engine = Engine::new(model, capacity, config.model.recompute)?;
+    let engine = Engine::new(model, capacity, options(config, stages))?;
     let validation = Searcher::new(&engine.model, data, &Decoding::evaluation(config, data))?;
     Ok((engine, validation))
+}
+
+/// What the stages ask of the engine.
+pub fn options(config: &Config, stages: Stages) -> Options {
+    let (sft, rl) = (&config.sft, &config.rl);
+    Options {
+        recompute: config.model.recompute,
+        dropout: stages.sft && sft.dropout > 0.0,
+        average: stages.sft && sft.ema > 0.0 || stages.rl && rl.ema > 0.0,
+    }
 }
 
 /// The settings of the baseline: GRPO with beam search.
@@ -316,7 +327,7 @@ impl Job<'_> {
             data,
             &self.tables,
             &mut self.validation,
-            examples,
+            &examples,
             |done| progress.step(done as u64, &[]),
         )?;
         self.context.progress.finish();
@@ -357,7 +368,7 @@ impl Job<'_> {
         if config.eval.baselines {
             let examples = limited(&data.test, config.eval.max_users);
             let beam = self.validation.beam();
-            let popularity = baseline_evaluation(data, &self.tables, examples, beam)?;
+            let popularity = baseline_evaluation(data, &self.tables, &examples, beam)?;
             systems.insert(0, self.system("popularity", popularity, 0, None)?);
         }
         let rows: Vec<Row> = systems
@@ -433,11 +444,12 @@ impl Job<'_> {
     }
 }
 
-/// The first `limit` examples; 0: all.
-pub fn limited<T>(examples: &[T], limit: usize) -> &[T] {
+/// At most `limit` of the examples, evenly spread (files often order users by activity); 0: all.
+pub fn limited<T: Clone>(examples: &[T], limit: usize) -> Cow<'_, [T]> {
+    let all = examples.len();
     match limit {
-        0 => examples,
-        n => &examples[..n.min(examples.len())],
+        n if n == 0 || n >= all => examples.into(),
+        n => (0..n).map(|i| examples[i * all / n].clone()).collect(),
     }
 }
 
@@ -454,7 +466,7 @@ fn validate(
     if examples.is_empty() {
         bail!("the data has no validation users: early stopping needs some");
     }
-    let (evaluation, _) = evaluate(model, data, tables, searcher, examples, |_| {})?;
+    let (evaluation, _) = evaluate(model, data, tables, searcher, &examples, |_| {})?;
     let (p, top) = (&evaluation.per_user, evaluation.top);
     let value = |s: crate::eval::bootstrap::Statistic| s.value().unwrap_or(0.0);
     let ndcg10 = value(p.ranking(Gain::Ndcg, Credit::Sid, top));

@@ -1,7 +1,7 @@
 //! Answers to the files another framework made (`vstar probe`): the inputs of `forward.safetensors` or `tree.safetensors`
 //! in, the same-named outputs out.
 
-use super::engine::{Capacity, Engine, Input, Room, Targets};
+use super::engine::{Capacity, Engine, Input, Options, Room, Targets};
 use super::sequences::push_tree;
 use super::tensors::{Output, floats, integers};
 use crate::device::{Buffer, Stream};
@@ -58,7 +58,7 @@ fn engine_for(model: Model, forest: &Forest, targets: &Targets) -> Result<(Engin
         targets: targets.len(),
         slots: 0,
     };
-    let engine = Engine::new(model, capacity, false)?;
+    let engine = Engine::new(model, capacity, Options::default())?;
     let room = Room::new(&engine)?;
     let input = engine.upload(&room, forest, targets)?;
     Ok((engine, room, input))

@@ -5,14 +5,13 @@
 //! `rl.sibling_weight = 0` for plain group advantages. The two together are GRPO.
 
 use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
-use super::engine::Engine;
+use super::engine::{Engine, follow};
 use super::policy::{Policy, StepFigures};
 use super::rollout::{self, Question, Rollout};
 use super::schedule::LearningRate;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::{Counters, Reading, Stream};
-use crate::kernels::lerp::lerp;
 use crate::model::Model;
 use crate::model::checkpoint::{load_blocks, save_blocks};
 use crate::model::optimiser::Update;
@@ -68,6 +67,8 @@ pub struct Stepper {
     pub rollout: Rollout,
     pub policy: Policy,
     stream: Stream,
+    /// Decay of the average of the weights.
+    ema: f64,
 }
 
 /// A step whose figures are on their way.
@@ -85,6 +86,7 @@ impl Stepper {
             rollout,
             policy,
             stream: Stream::new(),
+            ema: config.rl.ema,
         })
     }
 
@@ -154,6 +156,7 @@ impl Stepper {
             self.policy
                 .record(s, engine, &self.rollout, reference, update, flags);
         }
+        engine.average(s, self.ema, step as u64);
     }
 
     /// Waits for a step's figures.
@@ -254,6 +257,7 @@ pub fn run(
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
     context.progress.stage(stage.name(), state.step, total);
     if state.step == 0 && state.best_metric.is_none() {
+        engine.reset_average()?;
         let before = validate(&engine.model)?;
         let mut record = Record::default();
         context
@@ -320,7 +324,7 @@ pub fn run(
         let (record, counts) = now.settle(&stepper, context, &mut state, meters)?;
         let last = limit.reached(&state);
         let validation = match evaluate || last {
-            true => Some(validate(&engine.model)?),
+            true => Some(validate(engine.result())?),
             false => None,
         };
         // Before the checkpoint of the same step: a resumed run keeps the records up to it.
@@ -366,11 +370,7 @@ fn reference_model(
 /// `reference = mix policy + (1 - mix) reference`.
 fn mixing(reference: &Model, policy: &Model, mix: f32) -> Stream {
     let mut s = Stream::new();
-    let blocks = policy.weights.blocks.iter().zip(&reference.weights.blocks);
-    for (from, to) in blocks {
-        lerp(&mut s, from.all(), to.all(), mix, to.len());
-    }
-    reference.weights.refresh(&mut s);
+    follow(&mut s, &policy.weights, &reference.weights, mix);
     s
 }
 

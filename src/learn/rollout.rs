@@ -344,6 +344,7 @@ impl Rollout {
                 size: prompts.size.and(trees),
                 trees,
                 scored_size: scored,
+                dropout: None,
             },
             tree_begin,
             shape: Shape {

@@ -16,6 +16,30 @@ pub struct Window {
     pub end: u32,
 }
 
+impl Window {
+    /// A random stretch of its items, at least two, the last of them learnt. What is new in a stretch is learnt but for its
+    /// first item, unless the history begins with it.
+    pub fn cropped(self, draws: &mut Rng) -> Window {
+        // The first item that the stretch may end with.
+        let least = self.fresh.max(self.begin + 1);
+        if least >= self.end {
+            return self;
+        }
+        let end = least + 1 + draws.below((self.end - least) as usize) as u32;
+        let begin = self.begin + draws.below((end - 1 - self.begin) as usize) as u32;
+        let fresh = match begin > self.begin {
+            true => self.fresh.max(begin + 1),
+            false => self.fresh,
+        };
+        Window {
+            begin,
+            fresh,
+            end,
+            ..self
+        }
+    }
+}
+
 /// Cuts training histories into documents.
 ///
 /// Causal prompts: every item is learnt once; a history longer than `window` items slides by half a window, so that no
@@ -147,6 +171,34 @@ mod tests {
             }
             assert!(learnt.iter().all(|&n| n == 1), "{learnt:?}");
         }
+    }
+
+    #[test]
+    fn crops_are_stretches_with_something_to_learn() {
+        let whole = Window {
+            sequence: 3,
+            begin: 2,
+            fresh: 5,
+            end: 9,
+        };
+        let mut seen = std::collections::HashSet::new();
+        for document in 0..2_000 {
+            let mut draws = Rng::new(1, Stream::Test, 0, document);
+            let w = whole.cropped(&mut draws);
+            assert!(w.begin >= 2 && w.end <= 9 && w.sequence == 3);
+            assert!(w.begin < w.fresh && w.fresh < w.end, "{w:?}");
+            assert!(w.fresh >= 5, "what an earlier piece has learnt is context");
+            seen.insert((w.begin, w.end));
+        }
+        // Ends from 6 to 9, each with every beginning before its last item.
+        assert_eq!(seen.len(), (6..=9).map(|end| end - 1 - 2).sum::<usize>());
+        let single = Window {
+            begin: 0,
+            fresh: 0,
+            end: 1,
+            ..whole
+        };
+        assert_eq!(single.cropped(&mut Rng::new(1, Stream::Test, 0, 0)), single);
     }
 
     #[test]

@@ -9,9 +9,11 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::{ALIGN_WORDS, Buffer, Counters, Reading, Stream};
 use crate::forest::{Forest, PromptAttention};
+use crate::kernels::dropout::Dropout;
 use crate::kernels::{fill, grad_norm, reduce};
 use crate::model::Model;
 use crate::model::optimiser::{LossScale, Update};
+use crate::rng::{self, Rng};
 use crate::run::{Stage, State};
 use anyhow::{Result, ensure};
 use std::time::Instant;
@@ -98,14 +100,22 @@ impl Plan {
         (epoch, epoch_order(self.windows.len(), seed, epoch as u32))
     }
 
-    /// The documents of step `step` of the run, cut into parts, given the order of its epoch.
-    fn parts(&self, order: &[u32], step: u64) -> Vec<Vec<Window>> {
+    /// The documents of step `step` of the run, some of them cropped, cut into parts, given the order of its epoch.
+    fn parts(&self, order: &[u32], step: u64, config: &Config) -> Vec<Vec<Window>> {
         let first = (step % self.steps_per_epoch) as usize * self.batch;
+        let epoch = (step / self.steps_per_epoch) as u32;
+        let share = config.sft.random_crop as f32;
         order
             .iter()
             .skip(first)
             .take(self.batch)
-            .map(|&i| self.windows[i as usize])
+            .map(|&i| {
+                let mut draws = Rng::new(config.seed, rng::Stream::Crop, epoch, i);
+                match draws.uniform() < share {
+                    true => self.windows[i as usize].cropped(&mut draws),
+                    false => self.windows[i as usize],
+                }
+            })
             .collect::<Vec<_>>()
             .chunks(self.part)
             .map(<[Window]>::to_vec)
@@ -123,6 +133,35 @@ pub struct Trainer {
     /// The loss of each part, one aligned slot each, and their sum.
     losses: Buffer,
     loss: Buffer,
+    /// Of the next step.
+    pub regulariser: Regulariser,
+}
+
+/// What a step does against overfitting.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Regulariser {
+    pub dropout: Option<Dropout>,
+    /// Share of each target that is spread over the vocabulary.
+    pub label_smoothing: f32,
+    /// Decay of the average of the weights, if the engine keeps one, and steps that it has seen.
+    pub ema: (f64, u64),
+}
+
+impl Regulariser {
+    /// Of the step that follows `step` others.
+    pub fn of(config: &Config, step: u64) -> Regulariser {
+        let sft = &config.sft;
+        Regulariser {
+            dropout: (sft.dropout > 0.0).then(|| Dropout {
+                rate: sft.dropout as f32,
+                key: rng::key(config.seed, rng::Stream::Dropout),
+                step: step as u32,
+                row: 0,
+            }),
+            label_smoothing: sft.label_smoothing as f32,
+            ema: (sft.ema, step),
+        }
+    }
 }
 
 /// A step whose figures are on their way.
@@ -177,6 +216,7 @@ impl Trainer {
             targets: Targets::default(),
             stream: Stream::new(),
             rooms: rooms.collect::<Result<_>>()?,
+            regulariser: Regulariser::default(),
             losses: Buffer::new(engine.device(), "losses", parts * ALIGN_WORDS)?,
             loss: Buffer::new(engine.device(), "loss", ALIGN_WORDS)?,
         })
@@ -197,8 +237,12 @@ impl Trainer {
             self.forest.clear();
             self.targets.clear();
             pack(part, &mut self.forest, &mut self.targets);
+            let dropout = self.regulariser.dropout;
+            inputs.push(Input {
+                dropout: dropout.map(|all| Dropout { row: tokens, ..all }),
+                ..engine.upload(room, &self.forest, &self.targets)?
+            });
             tokens += self.forest.len();
-            inputs.push(engine.upload(room, &self.forest, &self.targets)?);
         }
         ensure!(
             inputs.len() == parts.len(),
@@ -230,7 +274,11 @@ impl Trainer {
         let mut streams = std::iter::successors(Some(most), halved).map(|n| {
             let lengths = [c.tokens, c.rows, c.targets].map(|most| n.min(most));
             let rooms = self.rooms.iter();
-            let inputs: Vec<Input> = rooms.map(|room| engine.input(room, lengths)).collect();
+            let inputs = rooms.map(|room| Input {
+                dropout: self.regulariser.dropout,
+                ..engine.input(room, lengths)
+            });
+            let inputs: Vec<Input> = inputs.collect();
             let mut s = Stream::new();
             self.record(&mut s, engine, &inputs, update);
             s
@@ -241,17 +289,19 @@ impl Trainer {
     fn record(&self, s: &mut Stream, engine: &Engine, parts: &[Input], update: &Update) {
         let lengths = || parts.iter().map(|part| part.count.max);
         let (logp, g) = (engine.head.logp.all(), engine.head.g.all());
+        let (smoothing, (ema, step)) = (self.regulariser.label_smoothing, self.regulariser.ema);
         // The same in every part, and for every target.
         let weight = -1.0 / lengths().sum::<usize>() as f32;
         let most = lengths().max().unwrap_or(0);
         fill::fill_first(s, g, most, weight.to_bits());
         Model::clear(s, &engine.optimiser.gradient);
         for (number, input) in parts.iter().enumerate() {
-            engine.forward_backward(s, input);
+            engine.forward_backward(s, input, smoothing);
             let loss = self.losses.slice(number * ALIGN_WORDS, 1);
             reduce::dot(s, logp, g, loss, input.count);
         }
         engine.optimiser.step(s, &engine.model.weights, update);
+        engine.average(s, ema, step);
         // Losses of all parts, for the one slice the host reads.
         let (losses, sum) = (self.losses.all(), self.loss.all());
         reduce::columns(s, losses, sum, parts.len(), ALIGN_WORDS);
@@ -337,6 +387,9 @@ pub fn run(
     };
     let stopped = |s: &State| config.patience > 0 && s.bad_evaluations >= config.patience as u64;
     context.progress.stage("sft", state.step, plan.total_steps);
+    if state.step == 0 {
+        engine.reset_average()?;
+    }
     engine.optimiser.resume(state.updates, state.loss_scale)?;
     let mut ahead: Option<Ahead> = None;
     let mut pace = Pace::start();
@@ -353,13 +406,14 @@ pub fn run(
         if state.step / plan.steps_per_epoch != epoch {
             (epoch, order) = plan.order(context.config.seed, state.step);
         }
-        let parts = plan.parts(&order, state.step);
+        let parts = plan.parts(&order, state.step, context.config);
         let pack = |part: &Vec<Window>, f: &mut Forest, t: &mut Targets| {
             for &w in part {
                 let items = &data.train[w.sequence as usize];
                 push_window(&data.catalog, items, w, attention, (f, t));
             }
         };
+        trainer.regulariser = Regulariser::of(context.config, state.step);
         let before = engine.device().counters();
         let mut submitted = trainer.submit(engine, &parts, pack, &update)?;
         if !prepared {
@@ -392,7 +446,7 @@ pub fn run(
         let meters = (&mut faults, &mut pace);
         let (record, counts) = now.settle(context, &mut state, meters)?;
         let validation = match evaluate {
-            true => Some(validate(&engine.model)?),
+            true => Some(validate(engine.result())?),
             false => None,
         };
         // Before the checkpoint of the same step: a resumed run keeps the records up to it.

@@ -43,8 +43,8 @@ pub struct LayerActs {
 pub struct GradActs {
     /// [T, d] gradient of the residual stream, accumulated in place from the last layer to the first.
     pub residual: Slice,
-    /// [T, d] the same as products read it, unless they read it as it is.
-    pub residual_operand: Option<Slice>,
+    /// [T, d] the gradient of what a branch added to it, where that differs: by precision, or by dropout.
+    pub branch: Option<Slice>,
     /// [T, d] gradient of a normed input.
     pub h: Slice,
     pub act: Slice,
@@ -170,7 +170,7 @@ impl GradActs {
         let skip = |slice: Slice, width: usize| slice.skip(rows * width);
         GradActs {
             residual: skip(self.residual, d),
-            residual_operand: self.residual_operand.map(|slice| skip(slice, d)),
+            branch: self.branch.map(|slice| skip(slice, d)),
             h: skip(self.h, d),
             act: skip(self.act, f),
             gate_up: skip(self.gate_up, 2 * f),
@@ -243,12 +243,13 @@ pub enum Cache<'a> {
 
 impl Activations {
     /// For training: every layer keeps what its backward pass reads, or, with `recompute`, its input, from which the
-    /// backward pass computes the rest anew. Rows are slots; there are `slots` of them, at least `tokens`.
+    /// backward pass computes the rest anew; `dropout`: passes may have it. Rows are slots; there are `slots` of them, at
+    /// least `tokens`.
     pub fn for_training(
         model: &Model,
         tokens: usize,
         slots: usize,
-        recompute: bool,
+        (recompute, dropout): (bool, bool),
     ) -> Result<Activations> {
         let cache = Cache::PerLayer(slots.max(tokens));
         let a = &model.architecture;
@@ -259,9 +260,9 @@ impl Activations {
         made.grads = Some(Gradients {
             layer: GradActs {
                 residual: arena.take("residual gradient", t * d)?,
-                residual_operand: match model.precision {
-                    Precision::F32 => None,
-                    Precision::F16 => Some(arena.real("residual gradient, f16", t * d)?),
+                branch: match (model.precision, dropout) {
+                    (Precision::F32, false) => None,
+                    _ => Some(arena.real("branch gradient", t * d)?),
                 },
                 h: arena.real("normed-input gradient", t * d)?,
                 act: arena.real("activation gradient", t * a.intermediate)?,

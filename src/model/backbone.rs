@@ -6,6 +6,7 @@ use super::layer::{self, Pass};
 use super::layout::{Layout, Weights};
 use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
 use crate::forest::{ForestSize, Row};
+use crate::kernels::dropout::dropout_in_place;
 use crate::kernels::matmul::{Dims, Form, linear};
 use crate::kernels::matmul_softmax::matmul_softmax;
 use crate::kernels::rmsnorm::{self, Heads};
@@ -25,6 +26,9 @@ pub struct Model {
     table: Buffer,
     positions: usize,
 }
+
+/// The site of dropout that layers do not have ([`super::layout::LayerIds::sites`]).
+const EMBEDDING_SITE: u32 = 0;
 
 /// Rows of a forest whose hidden states somebody reads.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +101,7 @@ impl Model {
             rows,
             parent,
             table: self.table.all(),
+            dropout: None,
         }
     }
 
@@ -133,6 +138,9 @@ impl Model {
         let embed = self.weights.slice(self.layout.embed);
         let x_in = acts.layers[0].x_in.skip(pass.from * d);
         embedding::forward(s, embed, pass.records(), x_in, pass.tokens, d);
+        if let Some(mask) = pass.mask(EMBEDDING_SITE) {
+            dropout_in_place(s, embed, x_in, mask, pass.tokens);
+        }
         for (ids, x) in self.layout.layers[..layers].iter().zip(&acts.layers) {
             layer::forward(s, pass, &self.weights, ids, x);
         }
@@ -175,6 +183,9 @@ impl Model {
             }
             let buffers = (&g.layer, g.scratch);
             layer::backward(s, pass, (&self.weights, dw), ids, x, buffers, 0);
+        }
+        if let Some(mask) = pass.mask(EMBEDDING_SITE) {
+            dropout_in_place(s, g.hidden, residual, mask, t);
         }
         let d_embed = dw.slice(self.layout.embed);
         let tokens = Tokens::of_rows(pass.rows, t);

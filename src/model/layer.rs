@@ -6,6 +6,7 @@ use super::layout::{LayerIds, Weights};
 use crate::device::{Size, Slice, Stream};
 use crate::forest::Row;
 use crate::kernels::copy::copy;
+use crate::kernels::dropout::{Dropout, Mask, dropout, dropout_onto};
 use crate::kernels::gather::gather_rows;
 use crate::kernels::matmul::{Dims, Form, linear, linear_onto, matmul};
 use crate::kernels::rmsnorm::{self, Heads};
@@ -24,6 +25,9 @@ pub struct Pass<'a> {
     pub parent: Slice,
     /// cos and sin by position.
     pub table: Slice,
+    /// For training with dropout: on embedded tokens, and on what attention and feed-forward layers add to the residual
+    /// stream.
+    pub dropout: Option<Dropout>,
 }
 
 impl<'a> Pass<'a> {
@@ -40,6 +44,15 @@ impl<'a> Pass<'a> {
             tokens: self.tokens.part(from - self.from, self.tokens.max),
             ..self
         }
+    }
+
+    /// The mask of what a site adds to the residual stream [T, d].
+    pub fn mask(&self, site: u32) -> Option<Mask> {
+        self.dropout.map(|of| {
+            assert_eq!(self.from, 0, "dropout counts rows from the forest's first");
+            let width = self.a.hidden;
+            Mask { of, site, width }
+        })
     }
 
     fn attention_dims(&self) -> rows::Dims<Size> {
@@ -140,15 +153,35 @@ pub fn finish(s: &mut Stream, pass: &Pass, w: &Weights, ids: &LayerIds, x: &Laye
     let (d, f) = (a.hidden, a.intermediate);
     let (rows, shape) = (pass.records(), pass.attention_dims());
     attention::forward(s, rows, pass.parent, x.q, x.kv, x.o, x.lse, shape);
-    let o = dims(t, d, a.q_width());
-    linear_onto(s, x.o, w.operand(ids.o), x.x_in, x.x_mid, o);
+    let (o, [after_attention, after_feed_forward]) = (w.operand(ids.o), ids.sites);
+    let mask = pass.mask(after_attention);
+    add_branch(s, mask, x.o, o, x.x_in, x.x_mid, dims(t, d, a.q_width()));
     let (norm, plain) = (w.slice(ids.post_norm), Heads::plain(t, d));
     rmsnorm::forward(s, x.x_mid, norm, x.h2, x.rstd2, plain, a.eps);
     let gate_up = w.operand(ids.gate_up);
     linear(s, x.h2, gate_up, None, x.gate_up, dims(t, 2 * f, d));
     swiglu::forward(s, x.gate_up, x.act, t, f);
-    let down = w.operand(ids.down);
-    linear_onto(s, x.act, down, x.x_mid, x.x_out, dims(t, d, f));
+    let (down, mask) = (w.operand(ids.down), pass.mask(after_feed_forward));
+    add_branch(s, mask, x.act, down, x.x_mid, x.x_out, dims(t, d, f));
+}
+
+/// `out = residual + dropout(x Wt)`.
+fn add_branch(
+    s: &mut Stream,
+    mask: Option<Mask>,
+    x: Slice,
+    w: Slice,
+    residual: Slice,
+    out: Slice,
+    dims: Dims<Size>,
+) {
+    match mask {
+        None => linear_onto(s, x, w, residual, out, dims),
+        Some(mask) => {
+            linear(s, x, w, None, out, dims);
+            dropout_onto(s, residual, out, mask, dims.m);
+        }
+    }
 }
 
 /// `y = x Wt`: accumulates dW += dYt X, and writes dX = dY W.
@@ -173,14 +206,25 @@ fn linear_backward(
     matmul(s, Form::NN, d_y, w, d_x, d_input, false);
 }
 
-/// The gradient of the residual stream as products read it; both of its products read all of it.
-fn residual_operand(s: &mut Stream, g: &GradActs, n: Size) -> Slice {
-    match g.residual_operand {
-        Some(operand) => {
-            copy(s, g.residual, operand, n);
-            operand
+/// The gradient of what a branch added to the residual stream, as products read it; both of its products read all of it.
+fn branch_gradient(
+    s: &mut Stream,
+    a: &Architecture,
+    g: &GradActs,
+    mask: Option<Mask>,
+    rows: Size,
+) -> Slice {
+    match (g.branch, mask) {
+        (Some(branch), Some(mask)) => {
+            dropout(s, g.residual, branch, mask, rows);
+            branch
         }
-        None => g.residual,
+        (Some(branch), None) if branch.half => {
+            copy(s, g.residual, branch, rows * a.hidden);
+            branch
+        }
+        (None, Some(_)) => unreachable!("activations made without dropout"),
+        (_, None) => g.residual,
     }
 }
 
@@ -205,7 +249,8 @@ pub fn backward(
     let (t, x, g) = (finished.tokens, all.skip(a, from), all_g.skip(a, from));
 
     let (down, d_down) = matrix(ids.down);
-    let d_out = residual_operand(s, &g, t * d);
+    let [mid_mask, out_mask] = ids.sites.map(|site| pass.mask(site));
+    let d_out = branch_gradient(s, a, &g, out_mask, t);
     let (into, shape) = ((g.act, d_down), dims(t, d, f));
     linear_backward(s, shape, (x.act, down), d_out, into);
     swiglu::backward(s, x.gate_up, g.act, g.gate_up, t, f);
@@ -217,7 +262,7 @@ pub fn backward(
     rmsnorm::weight_gradient(s, x.x_mid, x.rstd2, g.h, d_post, scratch, plain);
     rmsnorm::backward(s, x.x_mid, post, x.rstd2, g.h, g.residual, plain, true);
     let (o, d_o) = matrix(ids.o);
-    let d_mid = residual_operand(s, &g, t * d);
+    let d_mid = branch_gradient(s, a, &g, mid_mask, t);
     let (into, shape) = ((g.o, d_o), dims(t, d, a.q_width()));
     linear_backward(s, shape, (x.o, o), d_mid, into);
 

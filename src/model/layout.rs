@@ -33,6 +33,8 @@ pub struct Block {
 /// The tensors of one decoder layer.
 #[derive(Clone, Debug)]
 pub struct LayerIds {
+    /// Where dropout draws its masks from, behind attention and behind the feed-forward layer; site 0 is the embedding.
+    pub sites: [u32; 2],
     pub input_norm: Id,
     /// [(H + 2 Hk) hd, d]
     pub qkv: Id,
@@ -76,6 +78,8 @@ pub struct Layout {
 struct Builder {
     tensors: Vec<Tensor>,
     blocks: Vec<Block>,
+    /// Layers so far.
+    layers: u32,
 }
 
 impl Builder {
@@ -113,7 +117,10 @@ impl Builder {
         let (q, k) = (a.q_width(), a.kv_heads * a.head_dim);
         let attn = format!("{prefix}.self_attn");
         let projections = [("q_proj", q), ("k_proj", k), ("v_proj", k)];
+        let site = 1 + 2 * self.layers;
+        self.layers += 1;
         LayerIds {
+            sites: [site, site + 1],
             input_norm: self.vector(format!("{prefix}.input_layernorm.weight"), d),
             qkv: self.add(
                 true,

@@ -5,7 +5,7 @@ use vstar::device::lockstep::relative_error;
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::sequences::{Window, epoch_order, push_window, windows};
-use vstar::learn::sft::{StepResult, Trainer};
+use vstar::learn::sft::{Regulariser, StepResult, Trainer};
 use vstar::model::layout::parts;
 use vstar::model::optimiser::Update;
 
@@ -31,6 +31,23 @@ pub fn sft_step(
     attention: PromptAttention,
     update: &Update,
 ) -> StepResult {
+    regularised_step(
+        engine,
+        data,
+        parts,
+        attention,
+        (update, Regulariser::default()),
+    )
+}
+
+/// As [`sft_step`], against overfitting.
+pub fn regularised_step(
+    engine: &Engine,
+    data: &Dataset,
+    parts: &[Vec<Window>],
+    attention: PromptAttention,
+    (update, regulariser): (&Update, Regulariser),
+) -> StepResult {
     let pack = |part: &Vec<Window>, forest: &mut Forest, targets: &mut Targets| {
         for &w in part {
             let items = &data.train[w.sequence as usize];
@@ -38,6 +55,7 @@ pub fn sft_step(
         }
     };
     let mut trainer = Trainer::new(engine, parts.len()).unwrap();
+    trainer.regulariser = regulariser;
     trainer.step(engine, parts, pack, update).unwrap()
 }
 

@@ -52,5 +52,10 @@ pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
         targets: 1024,
         slots: 2048,
     };
-    Engine::new(model, capacity, config.model.recompute).unwrap()
+    let stages = job::Stages {
+        sft: true,
+        rl: true,
+        eval: false,
+    };
+    Engine::new(model, capacity, job::options(config, stages)).unwrap()
 }

@@ -1,0 +1,22 @@
+// y = mask * y / (1 - rate), and x added where `onto` is 1. One invocation per element.
+struct Params { n: u32, first: u32, key: u32, step: u32, site: u32, keep: u32, scale: f32, onto: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+//!include grid
+//!include rng
+//!include dropout
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group, groups) * 256u + lane;
+    if i < p.n {
+        var sum = dropout_factor(p.first + i) * y[i];
+        if p.onto == 1u {
+            sum += x[i];
+        }
+        y[i] = sum;
+    }
+}
