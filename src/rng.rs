@@ -16,6 +16,8 @@ pub enum Stream {
     Shop = 6,
     Test = 7,
     Dropout = 8,
+    /// The order of interactions of the same instant.
+    Ties = 9,
 }
 
 /// pcg4d: four words in, four well-mixed words out.

@@ -28,9 +28,10 @@ pub fn read(path: &Path, items: usize) -> Result<Embeddings> {
         "{shown}: {TENSOR:?} is {:?} {shape:?}, but should be F32 [{items}, dim], a row for each item",
         tensor.dtype()
     );
+    let numbers = tensor.data().as_chunks().0.iter();
     Ok(Embeddings {
         dim: shape[1],
-        data: bytemuck::pod_collect_to_vec(tensor.data()),
+        data: numbers.map(|&bytes| f32::from_le_bytes(bytes)).collect(),
     })
 }
 
