@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::super::{Log, Source};
+use super::super::{Log, Sequence, Source};
 use crate::calendar;
 
 /// Everything a person needs to make the dataset again, and to judge it. Prints as Markdown, serialises as JSON.
@@ -96,11 +96,11 @@ impl Lengths {
 
 impl Split {
     pub(super) fn of(source: &Source) -> Split {
-        let total = |lengths: &mut dyn Iterator<Item = usize>| lengths.sum();
+        let interactions = |sequences: &[Sequence]| sequences.iter().map(|s| s.items.len()).sum();
         match &source.log {
             Log::Sequences(sequences) => {
                 let evaluated = sequences.iter().filter(|s| s.items.len() > 2).count();
-                let all: usize = total(&mut sequences.iter().map(|s| s.items.len()));
+                let all: usize = interactions(sequences);
                 Split {
                     protocol: "leave-one-out".into(),
                     train_sequences: sequences.len(),
@@ -114,7 +114,7 @@ impl Split {
             } => Split {
                 protocol: "time-split".into(),
                 train_sequences: train.len(),
-                train_interactions: total(&mut train.iter().map(|s| s.items.len())),
+                train_interactions: interactions(train),
                 valid: valid.len(),
                 test: test.len(),
             },

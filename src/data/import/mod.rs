@@ -295,14 +295,15 @@ impl Interner {
         log: &mut [Interaction],
         number: impl Fn(&mut Interaction) -> &mut u32,
     ) -> Vec<String> {
-        let mut new = vec![u32::MAX; self.0.len()];
+        let mut occurs = vec![false; self.0.len()];
         for row in log.iter_mut() {
-            new[*number(row) as usize] = 0;
+            occurs[*number(row) as usize] = true;
         }
         let mut kept: Vec<(Box<str>, u32)> = (self.0.into_iter())
-            .filter(|&(_, old)| new[old as usize] == 0)
+            .filter(|&(_, old)| occurs[old as usize])
             .collect();
         kept.sort_unstable();
+        let mut new = vec![0; occurs.len()];
         for (&(_, old), at) in kept.iter().zip(0..) {
             new[old as usize] = at;
         }
