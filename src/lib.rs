@@ -2,12 +2,13 @@
 //! arXiv 2602.10699) on any GPU through wgpu, or on the CPU.
 //!
 //! Arrows point one way: `cli -> bench -> learn, eval -> decode -> model -> kernels -> device`;
-//! `catalog`, `data`, `forest`, `config` and `rng` are leaves. See `docs/architecture.md`.
+//! `calendar`, `catalog`, `data`, `forest`, `config` and `rng` are leaves. See `docs/architecture.md`.
 
 // A launch names every slice and size of its kernel, and a struct for each would only repeat the shader's bindings.
 #![allow(clippy::too_many_arguments)]
 
 pub mod bench;
+pub mod calendar;
 pub mod catalog;
 pub mod cli;
 pub mod config;

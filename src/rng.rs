@@ -16,7 +16,9 @@ pub enum Stream {
     Shop = 6,
     Test = 7,
     Dropout = 8,
-    Crop = 9,
+    Crop = 12,
+    /// The order of interactions of the same instant.
+    Ties = 9,
 }
 
 /// pcg4d: four words in, four well-mixed words out.
