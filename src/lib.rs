@@ -21,3 +21,4 @@ pub mod learn;
 pub mod model;
 pub mod rng;
 pub mod run;
+pub mod sid;

@@ -1,0 +1,3 @@
+//! Semantic IDs: what is to be said of them.
+
+pub mod report;
