@@ -14,6 +14,7 @@ pub mod config;
 pub mod data;
 pub mod decode;
 pub mod device;
+pub mod embed;
 pub mod eval;
 pub mod forest;
 pub mod kernels;

@@ -16,6 +16,7 @@ pub enum Stream {
     Shop = 6,
     Test = 7,
     Dropout = 8,
+    Embed = 9,
 }
 
 /// pcg4d: four words in, four well-mixed words out.

@@ -1,0 +1,4 @@
+//! Item embeddings.
+
+mod matrix;
+mod svd;
