@@ -1,4 +1,7 @@
 //! Item embeddings.
 
 mod matrix;
+pub mod neighbours;
+mod ppmi;
 mod svd;
+mod tfidf;
