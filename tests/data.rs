@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vstar::data::stats::Stats;
-use vstar::data::{Dataset, Example, LoadOptions, Protocol, load};
+use vstar::data::{
+    Dataset, Example, LoadOptions, Log, Protocol, Source, jsonl, load, load_corpus, read,
+};
 
 /// A copy of a fixture that a test may change.
 struct Copy(TempDir);
@@ -238,6 +240,127 @@ fn jsonl_rows_make_a_time_split_unless_told_otherwise() {
     assert_eq!(data.warnings.len(), 1);
 }
 
+/// The fixture without SIDs, with texts and times.
+fn without_sids() -> Copy {
+    Copy::of("jsonl")
+        .write(
+            "items.jsonl",
+            "{\"id\": \"pen\", \"text\": \"Writes.\\nBlue.\"}\n{\"id\": \"ink\"}\n{\"id\": 7}\n{\"id\": \"cup\"}\n",
+        )
+        .edit("interactions.jsonl", "7, \"cup\"]}\n{", "7, \"cup\"], \"times\": [5, 5, 6, 7]}\n{")
+        .edit("interactions.jsonl", "7, \"cup\"]}\n", "7, \"cup\"], \"times\": [-1, 0, 0]}\n")
+}
+
+#[test]
+fn items_without_sids_are_a_corpus_but_no_dataset() {
+    let folder = without_sids();
+    let corpus = load_corpus(folder.0.path(), LoadOptions::default()).unwrap();
+    assert_eq!((corpus.items.levels, corpus.items.codes.len()), (0, 0));
+    assert_eq!(corpus.items.texts[0], "Writes.\nBlue.");
+    assert_eq!(
+        corpus.test,
+        [example(0, &[0, 1, 2], 3), example(1, &[3, 2], 3)]
+    );
+    folder.refused(&["no semantic IDs", "`vstar sid build`"]);
+    let Log::Sequences(sequences) = read(folder.0.path()).unwrap().log else {
+        panic!("no time split");
+    };
+    assert_eq!(sequences[0].times, [5, 5, 6, 7]);
+    assert_eq!(sequences[1].times, [-1, 0, 0]);
+
+    let log = |from, to| without_sids().edit("interactions.jsonl", from, to);
+    log("[5, 5, 6, 7]", "[5, 5, 6]").refused(&["interactions.jsonl:1: ", "4 items but 3 times"]);
+    log("[-1, 0, 0]", "[0, -1, 0]").refused(&["interactions.jsonl:2: ", "\"2\"", "decrease"]);
+    log(", \"times\": [-1, 0, 0]", "").refused(&["interactions.jsonl:2: ", "has no times"]);
+    without_sids()
+        .edit("items.jsonl", "\"ink\"", "\"ink\", \"sid\": [1]")
+        .refused(&["items.jsonl:2: ", "SID of 1 codes", "or none"]);
+}
+
+/// Everything a source holds, with users by name.
+fn contents(source: &Source) -> (String, String) {
+    let Source { items, users, .. } = source;
+    let log = match &source.log {
+        Log::Sequences(sequences) => (sequences, &vec![], &vec![]),
+        Log::Rows {
+            train, valid, test, ..
+        } => (train, valid, test),
+    };
+    let user = |user: &u32| users[*user as usize].clone();
+    let sequences = log.0.iter().map(|s| (user(&s.user), &s.items, &s.times));
+    let examples = (log.1.iter().chain(log.2)).map(|e| (user(&e.user), &e.history, e.target));
+    let rows = (sequences.collect::<Vec<_>>(), examples.collect::<Vec<_>>());
+    let embeddings = items.embeddings.as_ref().map(|e| (e.dim, &e.data));
+    let titles: String = items.titles.concat() + &items.texts.concat();
+    let items = (&items.names, titles, items.levels, &items.codes, embeddings);
+    (format!("{items:?}"), format!("{rows:?}"))
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let office = Copy::of("minionerec");
+    let described = office.edit(
+        "Toy.item.json",
+        "\"brand\": \"Lux\"",
+        "\"brand\": \"Lux\", \"description\": [\"a\", [\"b\"]], \"categories\": \"Home\"",
+    );
+    assert_eq!(
+        read(described.0.path()).unwrap().items.texts,
+        ["[\"for paper\"]", "", "Lux\nHome\na b", ""]
+    );
+    for folder in [
+        Copy::of("jsonl"),
+        without_sids(),
+        jsonl_time_split(),
+        Copy::of("letter"),
+        described,
+    ] {
+        let source = read(folder.0.path()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        jsonl::write(out.path(), &source).unwrap();
+        let again = read(out.path()).unwrap();
+        assert_eq!(contents(&again), contents(&source));
+        assert_eq!(
+            again.items.worth.iter().sum::<f32>(),
+            source.items.worth.iter().sum::<f32>()
+                + if source.items.worth.is_empty() {
+                    source.items.names.len() as f32
+                } else {
+                    0.0
+                }
+        );
+        // A change of any part is seen.
+        let mut other = again.clone();
+        other.items.texts[1].push('!');
+        assert_ne!(contents(&other), contents(&source));
+        jsonl::write(out.path(), &other).unwrap();
+        assert_eq!(contents(&read(out.path()).unwrap()), contents(&other));
+    }
+}
+
+#[test]
+fn embeddings_may_stand_in_a_file_of_their_own() {
+    let folder = Copy::of("jsonl");
+    let source = read(folder.0.path()).unwrap();
+    let out = Copy(tempfile::tempdir().unwrap());
+    jsonl::write(out.0.path(), &source).unwrap();
+    let embeddings = out.load().catalog.embeddings().unwrap().clone();
+    assert_eq!((embeddings.dim, embeddings.row(3)), (2, &[0.1, 0.9][..]));
+
+    fs::copy(
+        out.path("embeddings.safetensors"),
+        folder.path("embeddings.safetensors"),
+    )
+    .unwrap();
+    folder.refused(&["embeddings.safetensors: ", "items.jsonl has embeddings too"]);
+    let items = fs::read_to_string(out.path("items.jsonl")).unwrap();
+    let fewer = items.split_inclusive('\n').skip(1).collect::<String>();
+    let out = out.write("items.jsonl", &fewer);
+    out.refused(&["embeddings.safetensors: ", "[4, 2]", "[3, dim]"]);
+    out.write("embeddings.safetensors", "not one")
+        .refused(&["embeddings.safetensors: not a safetensors file"]);
+}
+
 #[test]
 fn folders_without_one_dataset_are_refused() {
     let empty = Copy(tempfile::tempdir().unwrap());
@@ -414,7 +537,7 @@ fn malformed_jsonl_files_are_refused() {
     items("0.5", "-0.5").refused(&["items.jsonl: ", "\"ink\" has worth -0.5"]);
     items("\"worth\": 0.5", "\"price\": 0.5")
         .refused(&["items.jsonl:2: ", "unknown field `price`"]);
-    items("\"sid\": [0, 0], ", "").refused(&["items.jsonl:2: ", "missing field `sid`"]);
+    items("\"sid\": [0, 0], ", "").refused(&["items.jsonl:2: ", "SID of 0 codes", "or none"]);
     let log = |from, to| Copy::of("jsonl").edit("interactions.jsonl", from, to);
     log("\"ink\"", "\"oil\"").refused(&["interactions.jsonl:1: ", "\"oil\" is not in items.jsonl"]);
     log("2", "\"ann\"").refused(&["interactions.jsonl:2: ", "\"ann\" is there twice"]);

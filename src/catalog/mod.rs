@@ -38,16 +38,18 @@ impl Embeddings {
     }
 }
 
-/// What an importer knows about the items; [`Catalog::new`] checks it and derives the rest.
+/// What an importer knows about the items; [`Catalog::new`] derives the rest.
 #[derive(Clone, Debug, Default)]
 pub struct Items {
     /// External ids, one per item, distinct.
     pub names: Vec<String>,
     /// Human-readable titles, one per item (some may be empty), or none at all.
     pub titles: Vec<String>,
-    /// L, the length of every SID.
+    /// What an encoder should read beside the titles, one per item (some may be empty), or none at all.
+    pub texts: Vec<String>,
+    /// L, the length of every SID; 0 without SIDs.
     pub levels: usize,
-    /// `[items, levels]` level-local codes, row-major.
+    /// `[items, levels]` level-local codes, row-major; empty without SIDs.
     pub codes: Vec<u32>,
     pub embeddings: Option<Embeddings>,
     /// Worth of each item (a margin, say), finite and not negative, or empty: all 1.
@@ -83,24 +85,19 @@ pub struct Collisions {
 
 impl Catalog {
     /// Checks `items` and derives SIDs, vocabulary and trie. The codebook of a level has its largest code plus one.
+    /// Texts are dropped: they are for encoders, and only SIDs and titles are of use from here on.
     ///
     /// # Errors
-    /// No items or levels, arrays whose lengths disagree, a repeated name, a codebook beyond any real size, an
-    /// embedding that is not finite, a worth that is not finite or is negative. Each names the item.
+    /// Items without SIDs, a repeated name, and those of [`Items::check`].
     pub fn new(mut items: Items) -> Result<Catalog> {
+        items.check()?;
+        items.texts = Vec::new();
         let count = items.names.len();
         let levels = items.levels;
-        ensure!(count > 0, "the catalog has no items");
         ensure!(levels > 0, "the catalog's SIDs have no codes");
-        ensure!(
-            items.codes.len() == count * levels,
-            "the catalog has {count} items of {levels} codes but {} codes",
-            items.codes.len()
-        );
         if items.worth.is_empty() {
             items.worth = vec![1.0; count];
         }
-        check_values(&items)?;
         let mut item_of_name = HashMap::with_capacity(count);
         for (item, name) in items.names.iter().enumerate() {
             if item_of_name.insert(name.clone(), item as u32).is_some() {
@@ -268,48 +265,60 @@ impl Catalog {
     }
 }
 
-/// Titles, embeddings and worth: their lengths and that they are numbers.
-fn check_values(items: &Items) -> Result<()> {
-    let count = items.names.len();
-    let name = |item: usize| &items.names[item];
-    ensure!(
-        items.titles.is_empty() || items.titles.len() == count,
-        "the catalog has {count} items but {} titles",
-        items.titles.len()
-    );
-    ensure!(
-        items.worth.len() == count,
-        "the catalog has {count} items but {} worths",
-        items.worth.len()
-    );
-    if let Some(item) = items.worth.iter().position(|w| !w.is_finite() || *w < 0.0) {
-        bail!(
-            "item {:?} has worth {}: it must be finite and not negative",
-            name(item),
-            items.worth[item]
-        );
-    }
-    if let Some(embeddings) = &items.embeddings {
+impl Items {
+    /// Checks what can be said of items with or without SIDs.
+    ///
+    /// # Errors
+    /// No items, arrays whose lengths disagree, a codebook beyond any real size, an embedding that is not finite, a
+    /// worth that is not finite or is negative. Each names the item.
+    pub fn check(&self) -> Result<()> {
+        let count = self.names.len();
+        ensure!(count > 0, "the catalog has no items");
         ensure!(
-            embeddings.dim > 0 && embeddings.data.len() == count * embeddings.dim,
-            "the catalog has {count} items but {} embedding values of dimension {}",
-            embeddings.data.len(),
-            embeddings.dim
+            self.codes.len() == count * self.levels,
+            "the catalog has {count} items of {} codes but {} codes",
+            self.levels,
+            self.codes.len()
         );
-        if let Some(at) = embeddings.data.iter().position(|x| !x.is_finite()) {
-            bail!(
-                "item {:?} has an embedding that is not finite",
-                name(at / embeddings.dim)
+        for (what, length) in [
+            ("titles", self.titles.len()),
+            ("texts", self.texts.len()),
+            ("worths", self.worth.len()),
+        ] {
+            ensure!(
+                length == 0 || length == count,
+                "the catalog has {count} items but {length} {what}"
             );
         }
+        if let Some(item) = (self.worth.iter()).position(|w| !w.is_finite() || *w < 0.0) {
+            bail!(
+                "item {:?} has worth {}: it must be finite and not negative",
+                self.names[item],
+                self.worth[item]
+            );
+        }
+        if let Some(embeddings) = &self.embeddings {
+            ensure!(
+                embeddings.dim > 0 && embeddings.data.len() == count * embeddings.dim,
+                "the catalog has {count} items but {} embedding values of dimension {}",
+                embeddings.data.len(),
+                embeddings.dim
+            );
+            if let Some(at) = embeddings.data.iter().position(|x| !x.is_finite()) {
+                bail!(
+                    "item {:?} has an embedding that is not finite",
+                    self.names[at / embeddings.dim]
+                );
+            }
+        }
+        codebooks(self).map(|_| ())
     }
-    Ok(())
 }
 
 /// K_l: the largest code of each level, plus one.
 fn codebooks(items: &Items) -> Result<Vec<u32>> {
     let mut sizes = vec![0u64; items.levels];
-    for row in items.codes.chunks_exact(items.levels) {
+    for row in items.codes.chunks_exact(items.levels.max(1)) {
         for (size, &code) in sizes.iter_mut().zip(row) {
             *size = (*size).max(code as u64 + 1);
         }

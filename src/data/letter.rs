@@ -2,31 +2,32 @@
 
 use anyhow::Result;
 
-use super::read::{self, Id, Users};
-use super::{Folder, Imported, Log};
+use super::folder::Folder;
+use super::read::{self, Id, Names, Users};
+use super::{Log, Sequence, Source};
 
-pub(super) fn import(folder: &Folder) -> Result<Imported> {
+pub(super) fn import(folder: &Folder) -> Result<Source> {
     let log_path = folder.need("inter.json", "index.json")?;
     let index_path = folder.need("index.json", "inter.json")?;
     let mut items = read::index(&index_path)?;
     if let Some(path) = folder.find("item.json")? {
-        read::titles(&path, &mut items)?;
+        read::texts(&path, &mut items)?;
     }
-    let catalog = read::catalog(&index_path, items)?;
+    let items = read::checked(&index_path, items)?;
+    let names = Names::new(&index_path, &items);
 
     let mut users = Users::default();
     let mut sequences = Vec::new();
     read::json_entries(&log_path, |user, ids: Vec<Id>| {
-        users.insert(&user)?;
-        let items: Result<Vec<u32>, String> = ids
-            .iter()
-            .map(|id| read::known_item(&catalog, &index_path, &id.0))
-            .collect();
-        sequences.push(items.map_err(|error| format!("user {user:?}: {error}"))?);
+        let items = names
+            .items(&ids)
+            .map_err(|error| format!("user {user:?}: {error}"))?;
+        sequences.push(Sequence::untimed(users.insert(&user)?, items));
         Ok(())
     })?;
-    Ok(Imported {
-        catalog,
+    Ok(Source {
+        name: folder.name(),
+        items,
         users: users.names,
         log: Log::Sequences(sequences),
         warnings: Vec::new(),

@@ -11,9 +11,10 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::read::{self, Users};
-use super::{Example, Folder, Imported, Log, file_name};
-use crate::catalog::{Catalog, Items};
+use super::folder::{Folder, file_name};
+use super::read::{self, Names, Users};
+use super::{Example, Log, Sequence, Source};
+use crate::catalog::Items;
 
 const COLUMNS: [&str; 5] = [
     "user_id",
@@ -23,7 +24,7 @@ const COLUMNS: [&str; 5] = [
     "item_sid",
 ];
 
-pub(super) fn import(folder: &Folder) -> Result<Imported> {
+pub(super) fn import(folder: &Folder) -> Result<Source> {
     let info_path = folder.need("info.txt", "index.json")?;
     let index_path = folder.need("index.json", "info.txt")?;
     let valid_path = folder.need("valid.csv", "test.csv")?;
@@ -31,12 +32,13 @@ pub(super) fn import(folder: &Folder) -> Result<Imported> {
     let mut items = read::index(&index_path)?;
     items.titles = info(&info_path, &index_path, &items)?;
     if let Some(path) = folder.find("item.json")? {
-        read::titles(&path, &mut items)?;
+        read::texts(&path, &mut items)?;
     }
-    let catalog = read::catalog(&index_path, items)?;
+    let items = read::checked(&index_path, items)?;
+    let names = Names::new(&index_path, &items);
 
     let mut users = Users::default();
-    let mut rows = |path: &Path| rows(path, &index_path, &catalog, &mut users);
+    let mut rows = |path: &Path| rows(path, &names, &items, &mut users);
     let valid = rows(&valid_path)?;
     let test = rows(&test_path)?;
     let mut warnings = Vec::new();
@@ -44,14 +46,15 @@ pub(super) fn import(folder: &Folder) -> Result<Imported> {
         Some(path) => joined(rows(&path)?),
         None => first_histories(&valid, &test, &mut warnings),
     };
-    Ok(Imported {
-        catalog,
+    Ok(Source {
+        name: folder.name(),
+        items,
         users: users.names,
         log: Log::Rows {
             train,
             valid,
             test,
-            sequences: None,
+            whole: false,
         },
         warnings,
     })
@@ -99,12 +102,7 @@ fn info(path: &Path, index_path: &Path, items: &Items) -> Result<Vec<String>> {
 }
 
 /// Reads one CSV file of rows.
-fn rows(
-    path: &Path,
-    index_path: &Path,
-    catalog: &Catalog,
-    users: &mut Users,
-) -> Result<Vec<Example>> {
+fn rows(path: &Path, names: &Names, items: &Items, users: &mut Users) -> Result<Vec<Example>> {
     let mut reader = csv::Reader::from_reader(read::open(path)?);
     let headers = reader
         .headers()
@@ -122,12 +120,7 @@ fn rows(
         .map_err(|error| csv_error(path, &error))?
     {
         let line = record.position().map_or(0, |position| position.line());
-        let row = row(
-            columns.map(|column| &record[column]),
-            index_path,
-            catalog,
-            users,
-        );
+        let row = row(columns.map(|column| &record[column]), names, items, users);
         rows.push(row.map_err(|message| read::at(path, line, message))?);
     }
     ensure!(!rows.is_empty(), "{}: holds no rows", path.display());
@@ -137,35 +130,33 @@ fn rows(
 /// One row from its fields, in the order of [`COLUMNS`].
 fn row(
     [user, history, target, history_sids, target_sid]: [&str; 5],
-    index_path: &Path,
-    catalog: &Catalog,
+    names: &Names,
+    items: &Items,
     users: &mut Users,
 ) -> Result<Example, String> {
     let item = |name: &str, sid: &str| {
-        let item = read::known_item(catalog, index_path, name)?;
-        if read::sid_text(sid)? != catalog.item_codes(item) {
+        let item = names.item(name)?;
+        if read::sid_text(sid)? != items.codes[item as usize * items.levels..][..items.levels] {
             return Err(format!(
                 "item {name:?} has SID {sid}, another than in {}",
-                file_name(index_path)
+                file_name(names.source)
             ));
         }
         Ok(item)
     };
-    let names = python_list(history).map_err(|e| format!("history_item_id: {e}"))?;
+    let ids = python_list(history).map_err(|e| format!("history_item_id: {e}"))?;
     let sids = python_list(history_sids).map_err(|e| format!("history_item_sid: {e}"))?;
-    if names.len() != sids.len() {
+    if ids.len() != sids.len() {
         return Err(format!(
             "the history has {} items but {} SIDs",
-            names.len(),
+            ids.len(),
             sids.len()
         ));
     }
-    if names.is_empty() {
+    if ids.is_empty() {
         return Err("the history is empty: there is nothing to recommend from".into());
     }
-    let history: Result<Vec<u32>, String> = names
-        .iter()
-        .zip(&sids)
+    let history: Result<Vec<u32>, String> = (ids.iter().zip(&sids))
         .map(|(name, sid)| item(name, sid))
         .collect();
     Ok(Example {
@@ -234,18 +225,18 @@ fn follows(row: &Example, next: &Example) -> bool {
 }
 
 /// Joins rows that follow each other into sequences; a row that follows nothing starts a new one.
-fn joined(rows: Vec<Example>) -> Vec<Vec<u32>> {
-    let mut sequences: Vec<Vec<u32>> = Vec::new();
+fn joined(rows: Vec<Example>) -> Vec<Sequence> {
+    let mut sequences: Vec<Sequence> = Vec::new();
     let mut last: HashMap<u32, (usize, Example)> = HashMap::new();
     for row in rows {
         let sequence = match last.remove(&row.user) {
             Some((sequence, before)) if follows(&before, &row) => sequence,
             _ => {
-                sequences.push(row.history.clone());
+                sequences.push(Sequence::untimed(row.user, row.history.clone()));
                 sequences.len() - 1
             }
         };
-        sequences[sequence].push(row.target);
+        sequences[sequence].items.push(row.target);
         last.insert(row.user, (sequence, row));
     }
     sequences
@@ -261,7 +252,7 @@ fn first_histories(
     valid: &[Example],
     test: &[Example],
     warnings: &mut Vec<String>,
-) -> Vec<Vec<u32>> {
+) -> Vec<Sequence> {
     let mut by_user: HashMap<u32, Vec<&Example>> = HashMap::new();
     let mut order = Vec::new();
     for row in valid.iter().chain(test) {
@@ -287,13 +278,13 @@ fn first_histories(
                 .collect();
         }
         if !history.is_empty() {
-            train.push(history);
+            train.push(Sequence::untimed(user, history));
         }
     }
     warnings.push(format!(
         "no train.csv: trained on the histories of each user's first row only ({} sequences, {} interactions)",
         train.len(),
-        train.iter().map(Vec::len).sum::<usize>()
+        train.iter().map(|row| row.items.len()).sum::<usize>()
     ));
     if unordered > 0 {
         warnings.push(format!(
@@ -341,7 +332,11 @@ mod tests {
         ];
         assert_eq!(
             joined(rows),
-            [vec![1, 2, 3, 4, 5], vec![9, 8, 7], vec![6, 1]]
+            [
+                Sequence::untimed(0, vec![1, 2, 3, 4, 5]),
+                Sequence::untimed(1, vec![9, 8, 7]),
+                Sequence::untimed(0, vec![6, 1])
+            ]
         );
     }
 
@@ -360,7 +355,14 @@ mod tests {
         ];
         let mut warnings = Vec::new();
         let train = first_histories(&valid, &test, &mut warnings);
-        assert_eq!(train, [vec![1, 2, 3], vec![5, 6], vec![1, 2]]);
+        assert_eq!(
+            train,
+            [
+                Sequence::untimed(0, vec![1, 2, 3]),
+                Sequence::untimed(1, vec![5, 6]),
+                Sequence::untimed(2, vec![1, 2])
+            ]
+        );
         assert!(
             warnings[0].contains("3 sequences, 7 interactions"),
             "{warnings:?}"

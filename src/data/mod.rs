@@ -1,23 +1,32 @@
-//! Data: from files to a [`Dataset`], the catalog plus training sequences and evaluation examples.
+//! Data, in three steps: [`read`] takes files to a [`Source`], items and interactions as the files hold them; the
+//! protocol cuts that into a [`Corpus`], training sequences and evaluation examples; and a [`Dataset`] is a corpus whose
+//! items have semantic IDs, with the catalog they make.
 //!
 //! One importer per format (`docs/formats.md`), each streaming its files and answering every fault in them with one
 //! line that says where; one place for the protocols (`split`); and a built-in shop for when there is no data.
 
-mod jsonl;
+mod described;
+pub mod embeddings;
+mod folder;
+pub mod jsonl;
 mod letter;
 mod minionerec;
 mod read;
 mod shop;
+mod source;
 mod split;
 pub mod stats;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Items};
+use folder::{Folder, Format};
+
+pub use source::{Log, Sequence, Source};
 
 /// How interactions become training sequences and evaluation examples (spec 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +75,50 @@ pub struct Example {
     pub target: u32,
 }
 
+/// A dataset whose items need no semantic IDs: what is cut by the protocol, and the items.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    pub name: String,
+    /// As the files give them; with codes for all items, or for none.
+    pub items: Items,
+    pub protocol: Protocol,
+    /// External user ids.
+    pub users: Vec<String>,
+    /// Training sequences of items, oldest first, of any length from 1; not aligned with `users`.
+    pub train: Vec<Vec<u32>>,
+    pub valid: Vec<Example>,
+    pub test: Vec<Example>,
+    pub max_history: usize,
+    /// Beam width of the protocol's evaluation.
+    pub beam: usize,
+    /// What a person should know before trusting the numbers, one line each.
+    pub warnings: Vec<String>,
+}
+
+impl Corpus {
+    /// The dataset to train on.
+    ///
+    /// # Errors
+    /// The items have no semantic IDs.
+    pub fn into_dataset(self) -> Result<Dataset> {
+        if self.items.codes.is_empty() {
+            bail!("the items have no semantic IDs (sid): make them with `vstar sid build`");
+        }
+        Ok(Dataset {
+            name: self.name,
+            catalog: Catalog::new(self.items)?,
+            protocol: self.protocol,
+            users: self.users,
+            train: self.train,
+            valid: self.valid,
+            test: self.test,
+            max_history: self.max_history,
+            beam: self.beam,
+            warnings: self.warnings,
+        })
+    }
+}
+
 /// Everything a run reads from its data.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -108,143 +161,57 @@ pub struct LoadOptions {
 /// Loads the dataset in folder `dir`, whose format is known by its files; without a folder, the built-in shop.
 ///
 /// # Errors
-/// A folder in no known format or in several, any fault in its files, a protocol the files cannot serve, or a split
-/// with nothing to train on or to test. Each is one line that names the file and, inside it, the line.
+/// Those of [`load_corpus`], and items without semantic IDs.
 pub fn load(dir: Option<&Path>, options: LoadOptions) -> Result<Dataset> {
-    if let Some(0) = options.max_history {
-        bail!("the longest history is set to 0 items: give 1 or more");
-    }
-    let Some(dir) = dir else {
-        let max_history = options.max_history.or(Some(shop::MAX_HISTORY));
-        return split::dataset(
-            "shop",
-            shop::build()?,
-            LoadOptions {
-                max_history,
-                ..options
-            },
-        );
+    let corpus = match dir {
+        Some(dir) => load_corpus(dir, options)?,
+        None => shop_corpus(options)?,
     };
+    let dataset = corpus.into_dataset();
+    match dir {
+        Some(dir) => dataset.map_err(|error| anyhow!("{}: {error}", dir.display())),
+        None => dataset,
+    }
+}
+
+/// Loads the dataset in folder `dir`, with or without semantic IDs; its format is known by its files.
+///
+/// # Errors
+/// Those of [`read`], a protocol the files cannot serve, or a split with nothing to train on or to test. Each is one
+/// line that names the file and, inside it, the line.
+pub fn load_corpus(dir: &Path, options: LoadOptions) -> Result<Corpus> {
+    check(options)?;
+    split::corpus(read(dir)?, options).map_err(|error| anyhow!("{}: {error}", dir.display()))
+}
+
+/// Reads the files of the dataset in folder `dir`, with or without semantic IDs; no protocol is applied.
+///
+/// # Errors
+/// A folder in no known format or in several, or any fault in its files, in one line.
+pub fn read(dir: &Path) -> Result<Source> {
     let folder = Folder::open(dir)?;
-    let imported = match folder.format()? {
+    match folder.format()? {
         Format::Letter => letter::import(&folder),
         Format::MiniOneRec => minionerec::import(&folder),
         Format::Jsonl => jsonl::import(&folder),
-    }?;
-    split::dataset(&folder.name(), imported, options)
-        .map_err(|error| anyhow!("{}: {error}", dir.display()))
-}
-
-/// What an importer hands over: the catalog, and interactions that no protocol has touched yet.
-struct Imported {
-    catalog: Catalog,
-    users: Vec<String>,
-    log: Log,
-    warnings: Vec<String>,
-}
-
-enum Log {
-    /// One whole sequence per user, aligned with `users`.
-    Sequences(Vec<Vec<u32>>),
-    /// A split the files have made themselves. `sequences` is the first form of the same data where the files have
-    /// it, for who asks for leave-one-out instead.
-    Rows {
-        train: Vec<Vec<u32>>,
-        valid: Vec<Example>,
-        test: Vec<Example>,
-        sequences: Option<Vec<Vec<u32>>>,
-    },
-}
-
-enum Format {
-    Letter,
-    MiniOneRec,
-    Jsonl,
-}
-
-/// The names of the files in a data folder.
-struct Folder {
-    dir: PathBuf,
-    files: Vec<String>,
-}
-
-impl Folder {
-    fn open(dir: &Path) -> Result<Folder> {
-        let unreadable =
-            |error| anyhow!("{}: cannot read this data folder ({error})", dir.display());
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
-            files.extend(entry.map_err(unreadable)?.file_name().into_string());
-        }
-        files.sort();
-        Ok(Folder {
-            dir: dir.into(),
-            files,
-        })
-    }
-
-    /// The dataset's name: that of the folder.
-    fn name(&self) -> String {
-        let whole = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
-        let name = whole.file_name().map(|name| name.to_string_lossy());
-        name.map_or_else(|| "data".into(), Into::into)
-    }
-
-    /// The file called `kind` or `*.kind`, if there is one; two are an error.
-    fn find(&self, kind: &str) -> Result<Option<PathBuf>> {
-        let suffix = format!(".{kind}");
-        let fits = |name: &&String| *name == kind || name.ends_with(&suffix);
-        let found: Vec<&String> = self.files.iter().filter(fits).collect();
-        ensure!(
-            found.len() < 2,
-            "{}: both {} and {} could be the dataset's {kind}: keep one dataset in a folder",
-            self.dir.display(),
-            found[0],
-            found[1]
-        );
-        Ok(found.first().map(|name| self.dir.join(name)))
-    }
-
-    /// [`Folder::find`] for a file the format cannot do without.
-    fn need(&self, kind: &str, because: &str) -> Result<PathBuf> {
-        let Some(path) = self.find(kind)? else {
-            bail!(
-                "{}: no {kind} (or *.{kind}), which must stand beside {because}",
-                self.dir.display()
-            );
-        };
-        Ok(path)
-    }
-
-    /// The one format whose telling file is here.
-    fn format(&self) -> Result<Format> {
-        let mut found = Vec::new();
-        for (kind, format) in [
-            ("inter.json", Format::Letter),
-            ("info.txt", Format::MiniOneRec),
-            ("items.jsonl", Format::Jsonl),
-        ] {
-            if let Some(path) = self.find(kind)? {
-                found.push((path, format));
-            }
-        }
-        match found.len() {
-            0 => bail!(
-                "{}: no dataset here: looked for *.inter.json (LETTER), *.info.txt (MiniOneRec) and items.jsonl (JSONL)",
-                self.dir.display()
-            ),
-            1 => Ok(found.remove(0).1),
-            _ => bail!(
-                "{}: two datasets here, {} and {}: keep one dataset in a folder",
-                self.dir.display(),
-                file_name(&found[0].0),
-                file_name(&found[1].0)
-            ),
-        }
     }
 }
 
-/// The last part of a path, for messages.
-fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
-    path.file_name().unwrap_or_default().to_string_lossy()
+fn shop_corpus(options: LoadOptions) -> Result<Corpus> {
+    check(options)?;
+    let max_history = options.max_history.or(Some(shop::MAX_HISTORY));
+    split::corpus(
+        shop::build(),
+        LoadOptions {
+            max_history,
+            ..options
+        },
+    )
+}
+
+fn check(options: LoadOptions) -> Result<()> {
+    if let Some(0) = options.max_history {
+        bail!("the longest history is set to 0 items: give 1 or more");
+    }
+    Ok(())
 }

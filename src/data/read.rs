@@ -12,8 +12,9 @@ use anyhow::{Result, anyhow, bail, ensure};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
-use super::file_name;
-use crate::catalog::{Catalog, Items};
+use super::described::Described;
+use super::folder::file_name;
+use crate::catalog::Items;
 
 /// What an item callback may complain of; the reader adds file and line.
 pub(super) type Entry = Result<(), String>;
@@ -206,48 +207,74 @@ pub(super) fn index(path: &Path) -> Result<Items> {
     Ok(items)
 }
 
-/// Reads the titles in `*.item.json` (item id to an object with a `title`, other keys skipped) into `items`,
-/// where they have none yet. Both files must hold the same items.
-pub(super) fn titles(path: &Path, items: &mut Items) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Text {
-        #[serde(default)]
-        title: String,
-    }
-    items.titles.resize(items.names.len(), String::new());
-    let mut item_of: HashMap<&str, (usize, bool)> = (items.names.iter().enumerate())
+/// Reads `*.item.json` (item id to an object, see [`Described`]) into `items`: texts, and titles where there are none
+/// yet. Both files must hold the same items.
+pub(super) fn texts(path: &Path, items: &mut Items) -> Result<()> {
+    let Items {
+        names,
+        titles,
+        texts,
+        ..
+    } = items;
+    titles.resize(names.len(), String::new());
+    texts.resize(names.len(), String::new());
+    let mut item_of: HashMap<&str, (usize, bool)> = (names.iter().enumerate())
         .map(|(item, name)| (&**name, (item, false)))
         .collect();
-    let titles = &mut items.titles;
-    json_entries(path, |name, text: Text| {
+    json_entries(path, |name, described: Described| {
         match item_of.get_mut(&*name) {
             None => return Err(format!("item {name:?} has no SID in index.json")),
             Some((_, true)) => return Err(format!("item {name:?} is there twice")),
             Some((item, seen)) => {
                 *seen = true;
+                texts[*item] = described.text();
                 if titles[*item].is_empty() {
-                    titles[*item] = text.title;
+                    titles[*item] = described.title;
                 }
             }
         }
         Ok(())
     })?;
-    if let Some(name) = items.names.iter().find(|name| !item_of[name.as_str()].1) {
+    if let Some(name) = names.iter().find(|name| !item_of[name.as_str()].1) {
         bail!("{}: item {name:?} of index.json is missing", path.display());
     }
     Ok(())
 }
 
-/// [`Catalog::new`], its errors laid at the door of `path`.
-pub(super) fn catalog(path: &Path, items: Items) -> Result<Catalog> {
-    Catalog::new(items).map_err(|error| anyhow!("{}: {error}", path.display()))
+/// [`Items::check`], its errors laid at the door of `path`.
+pub(super) fn checked(path: &Path, items: Items) -> Result<Items> {
+    match items.check() {
+        Ok(()) => Ok(items),
+        Err(error) => bail!("{}: {error}", path.display()),
+    }
 }
 
-/// The item called `name`, which some row of the log speaks of.
-pub(super) fn known_item(catalog: &Catalog, source: &Path, name: &str) -> Result<u32, String> {
-    catalog
-        .item_of_name(name)
-        .ok_or_else(|| format!("item {name:?} is not in {}", file_name(source)))
+/// Items by their external ids.
+pub(super) struct Names<'a> {
+    /// The file the items are from.
+    pub source: &'a Path,
+    item_of: HashMap<&'a str, u32>,
+}
+
+impl<'a> Names<'a> {
+    pub fn new(source: &'a Path, items: &'a Items) -> Names<'a> {
+        let names = items.names.iter().enumerate();
+        Names {
+            source,
+            item_of: names.map(|(item, name)| (&**name, item as u32)).collect(),
+        }
+    }
+
+    /// The item called `name`, which some row of the log speaks of.
+    pub fn item(&self, name: &str) -> Result<u32, String> {
+        (self.item_of.get(name).copied())
+            .ok_or_else(|| format!("item {name:?} is not in {}", file_name(self.source)))
+    }
+
+    /// [`Names::item`] of each.
+    pub fn items(&self, ids: &[Id]) -> Result<Vec<u32>, String> {
+        ids.iter().map(|id| self.item(&id.0)).collect()
+    }
 }
 
 /// User ids by order of first appearance.

@@ -14,10 +14,8 @@
 //!
 //! The shop has its own fixed seed: it is the same for every seed of a run.
 
-use anyhow::Result;
-
-use super::{Imported, Log};
-use crate::catalog::{Catalog, Embeddings, Items};
+use super::{Log, Sequence, Source};
+use crate::catalog::{Embeddings, Items};
 use crate::rng::{Rng, Stream};
 
 /// Longest history of an example: earlier purchases add next to nothing to what the last ten say.
@@ -145,7 +143,7 @@ struct Shop {
 }
 
 /// Builds the shop and everything its visitors bought.
-pub(super) fn build() -> Result<Imported> {
+pub(super) fn build() -> Source {
     let shop = Shop::new();
     let sequences: Vec<Vec<u32>> = (0..USERS).map(|user| shop.purchases(user)).collect();
     let mut items = Items {
@@ -169,14 +167,20 @@ pub(super) fn build() -> Result<Imported> {
                 .extend([category as u32 / 10, category as u32 % 10, maker]);
         }
     }
-    Ok(Imported {
-        catalog: Catalog::new(items)?,
+    let sequences = (0..).zip(sequences);
+    Source {
+        name: "shop".into(),
+        items,
         users: (0..USERS)
             .map(|user| format!("visitor-{user:04}"))
             .collect(),
-        log: Log::Sequences(sequences),
+        log: Log::Sequences(
+            sequences
+                .map(|(user, items)| Sequence::untimed(user, items))
+                .collect(),
+        ),
         warnings: Vec::new(),
-    })
+    }
 }
 
 /// What is lasting about a visitor.
@@ -389,6 +393,14 @@ fn embeddings(shop: &Shop) -> Embeddings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Catalog;
+
+    fn purchases(log: &Log) -> Vec<&[u32]> {
+        let Log::Sequences(sequences) = log else {
+            panic!("the shop has whole sequences");
+        };
+        sequences.iter().map(|sequence| &*sequence.items).collect()
+    }
 
     /// HR@10, NDCG@10 and worth-weighted HR@10 of the last purchase of every visitor, for the list that a score
     /// `f(probability, item)` puts first.
@@ -426,8 +438,8 @@ mod tests {
 
     #[test]
     fn the_shop_is_as_large_and_as_skewed_as_it_says() {
-        let shop = build().unwrap();
-        let catalog = &shop.catalog;
+        let shop = build();
+        let catalog = &Catalog::new(shop.items).unwrap();
         assert!(
             (1_900..2_100).contains(&catalog.items()),
             "{}",
@@ -436,13 +448,11 @@ mod tests {
         assert_eq!(catalog.sids(), catalog.items());
         assert_eq!(catalog.codebooks(), [10, 10, 32]);
         assert_eq!(catalog.embeddings().unwrap().dim, EMBEDDING_DIM);
-        let Log::Sequences(sequences) = &shop.log else {
-            panic!("the shop has whole sequences");
-        };
-        let purchases: usize = sequences.iter().map(Vec::len).sum();
-        let mean = purchases as f64 / USERS as f64;
+        let sequences = purchases(&shop.log);
+        let total: usize = sequences.iter().map(|items| items.len()).sum();
+        let mean = total as f64 / USERS as f64;
         assert!((9.0..11.0).contains(&mean), "{mean}");
-        for items in sequences {
+        for &items in &sequences {
             assert!((LENGTH.0..=LENGTH.1).contains(&items.len()));
             let distinct: std::collections::HashSet<_> = items.iter().collect();
             assert_eq!(distinct.len(), items.len(), "an item twice");
@@ -471,11 +481,9 @@ mod tests {
     #[test]
     fn worth_is_to_be_had_at_little_cost_and_popularity_is_no_answer() {
         let shop = Shop::new();
-        let data = build().unwrap();
-        let worth = data.catalog.worth();
-        let Log::Sequences(sequences) = &data.log else {
-            panic!("the shop has whole sequences");
-        };
+        let data = build();
+        let worth = &data.items.worth;
+        let sequences = purchases(&data.log);
         let mut counts = vec![0.0f32; shop.items()];
         for &item in sequences.iter().flat_map(|items| &items[..items.len() - 2]) {
             counts[item as usize] += 1.0;

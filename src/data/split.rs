@@ -2,16 +2,17 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Dataset, Example, Imported, LoadOptions, Log, Protocol};
+use super::{Corpus, Example, LoadOptions, Log, Protocol, Sequence, Source};
 
 /// Applies the protocol: the one asked for, else the one the files were made for.
-pub(super) fn dataset(name: &str, imported: Imported, options: LoadOptions) -> Result<Dataset> {
-    let Imported {
-        catalog,
+pub(super) fn corpus(source: Source, options: LoadOptions) -> Result<Corpus> {
+    let Source {
+        name,
+        items,
         users,
         log,
         mut warnings,
-    } = imported;
+    } = source;
     let (protocol, split) = match (log, options.protocol) {
         (Log::Sequences(sequences), None | Some(Protocol::LeaveOneOut)) => (
             Protocol::LeaveOneOut,
@@ -20,24 +21,26 @@ pub(super) fn dataset(name: &str, imported: Imported, options: LoadOptions) -> R
         (Log::Sequences(_), Some(Protocol::TimeSplit)) => bail!(
             "these files hold whole sequences and no time-split rows: use the leave-one-out protocol"
         ),
-        (Log::Rows { sequences, .. }, Some(Protocol::LeaveOneOut)) => {
-            let Some(sequences) = sequences else {
+        (Log::Rows { train, whole, .. }, Some(Protocol::LeaveOneOut)) => {
+            if !whole {
                 bail!("these files hold a ready-made time split: use the time-split protocol");
-            };
+            }
             warnings.push(
                 "leave-one-out was asked for: the rows of the time split are not used".into(),
             );
-            (
-                Protocol::LeaveOneOut,
-                leave_one_out(sequences, &mut warnings),
-            )
+            (Protocol::LeaveOneOut, leave_one_out(train, &mut warnings))
         }
         (
             Log::Rows {
                 train, valid, test, ..
             },
             None | Some(Protocol::TimeSplit),
-        ) => (Protocol::TimeSplit, Split { train, valid, test }),
+        ) => {
+            let train = (train.into_iter().map(|sequence| sequence.items))
+                .filter(|items| !items.is_empty())
+                .collect();
+            (Protocol::TimeSplit, Split { train, valid, test })
+        }
     };
     let max_history = options.max_history.unwrap_or(protocol.max_history());
     let Split {
@@ -59,9 +62,9 @@ pub(super) fn dataset(name: &str, imported: Imported, options: LoadOptions) -> R
         !train.is_empty(),
         "nothing to train on under {protocol}: every sequence is empty"
     );
-    Ok(Dataset {
-        name: name.into(),
-        catalog,
+    Ok(Corpus {
+        name,
+        items,
         protocol,
         users,
         train,
@@ -81,14 +84,19 @@ struct Split {
 
 /// Last item test, the one before validation, the rest train. A user with fewer than three items has no history
 /// left for validation: all such items train, and the users are counted in a warning.
-fn leave_one_out(sequences: Vec<Vec<u32>>, warnings: &mut Vec<String>) -> Split {
+fn leave_one_out(sequences: Vec<Sequence>, warnings: &mut Vec<String>) -> Split {
     let mut split = Split {
         train: Vec::with_capacity(sequences.len()),
         valid: Vec::with_capacity(sequences.len()),
         test: Vec::with_capacity(sequences.len()),
     };
     let (mut short, mut empty) = (0, 0);
-    for (user, mut sequence) in sequences.into_iter().enumerate() {
+    for sequence in sequences {
+        let Sequence {
+            user,
+            items: mut sequence,
+            ..
+        } = sequence;
         match sequence[..] {
             [] => empty += 1,
             [_] | [_, _] => {
@@ -97,7 +105,7 @@ fn leave_one_out(sequences: Vec<Vec<u32>>, warnings: &mut Vec<String>) -> Split 
             }
             [.., before, last] => {
                 let example = |length: usize, target| Example {
-                    user: user as u32,
+                    user,
                     history: sequence[..length].to_vec(),
                     target,
                 };

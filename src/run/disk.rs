@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Replaces the file `path` by `bytes`, durably: whoever reads it sees the old or the new content.
 ///
@@ -25,6 +25,39 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
     write()
         .inspect_err(|_| drop(fs::remove_file(&partial)))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes the folder `path`, durably: `fill` writes into a temporary folder that becomes `path` when all is there.
+///
+/// # Errors
+/// `path` is taken by anything but an empty folder, `fill` fails, or the disk does. There is no new folder then.
+pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let shown = path.display();
+    let taken = fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some());
+    ensure!(
+        !taken && !path.is_file(),
+        "{shown} is there already: give another --out, or remove it"
+    );
+    let partial = partial(path);
+    let prepare = || -> std::io::Result<()> {
+        fs::create_dir_all(parent(path))?;
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?;
+        }
+        fs::create_dir(&partial)
+    };
+    let put_in_place = || -> std::io::Result<()> {
+        sync_tree(&partial)?;
+        if path.exists() {
+            fs::remove_dir(path)?;
+        }
+        fs::rename(&partial, path)?;
+        sync_folder(parent(path))
+    };
+    prepare().with_context(|| format!("cannot make {shown}"))?;
+    fill(&partial)
+        .and_then(|()| put_in_place().with_context(|| format!("cannot write {shown}")))
+        .inspect_err(|_| drop(fs::remove_dir_all(&partial)))
 }
 
 /// The temporary name under which `path` is prepared.

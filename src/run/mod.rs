@@ -13,7 +13,7 @@ mod progress;
 mod state;
 
 pub use checkpoint::Checkpoints;
-pub use disk::atomic_write;
+pub use disk::{atomic_write, write_folder};
 pub use folder::{Located, RunFolder, locate_model};
 pub use metrics::Metrics;
 pub use progress::Progress;
