@@ -16,6 +16,7 @@ pub mod decode;
 pub mod device;
 pub mod embed;
 pub mod eval;
+pub mod floats;
 pub mod forest;
 pub mod kernels;
 pub mod learn;

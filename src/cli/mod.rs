@@ -3,6 +3,7 @@
 mod bench;
 mod data;
 mod doctor;
+mod embed;
 mod eval;
 mod probe;
 mod recommend;
@@ -53,6 +54,7 @@ enum Command {
     Eval(eval::Args),
     Recommend(recommend::Args),
     Data(data::Args),
+    Embed(embed::Args),
     Sid(sid::Args),
     Probe(probe::Args),
     Validate(validate::Args),
@@ -69,6 +71,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Recommend(args) => recommend::run(args),
             Command::Data(args) => data::run(&args),
+            Command::Embed(args) => embed::run(args),
             Command::Sid(args) => sid::run(args),
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),

@@ -11,6 +11,7 @@ mod folder;
 pub mod jsonl;
 mod letter;
 mod minionerec;
+mod npy;
 mod read;
 mod shop;
 mod source;
