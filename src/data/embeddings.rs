@@ -40,7 +40,7 @@ pub fn read(path: &Path, names: &[String]) -> Result<Embeddings> {
     );
     ensure!(
         made_for.is_none_or(|made_for| made_for == fingerprint(names)),
-        "{shown}: made for other items, or for these in another order: make it anew with `vstar embed`"
+        "{shown}: made for other items, or for these in another order: remove it, and make it anew with `vstar embed`"
     );
     let data = floats::decode(dtype, values)
         .with_context(|| format!("{shown}: values of type {dtype:?}: expected floats"))?;
