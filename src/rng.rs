@@ -17,6 +17,8 @@ pub enum Stream {
     Test = 7,
     Dropout = 8,
     Embed = 9,
+    /// The order of interactions of the same instant.
+    Ties = 11,
 }
 
 /// pcg4d: four words in, four well-mixed words out.

@@ -271,6 +271,26 @@ impl Catalog {
 }
 
 impl Items {
+    /// The items `kept`, in that order, with all that is known of them.
+    pub fn select(&self, kept: &[u32]) -> Items {
+        fn rows<T: Clone>(data: &[T], width: usize, kept: &[u32]) -> Vec<T> {
+            let row = |&item: &u32| data.get(item as usize * width..(item as usize + 1) * width);
+            kept.iter().filter_map(row).flatten().cloned().collect()
+        }
+        Items {
+            names: rows(&self.names, 1, kept),
+            titles: rows(&self.titles, 1, kept),
+            texts: rows(&self.texts, 1, kept),
+            levels: self.levels,
+            codes: rows(&self.codes, self.levels, kept),
+            embeddings: self.embeddings.as_ref().map(|embeddings| Embeddings {
+                dim: embeddings.dim,
+                data: rows(&embeddings.data, embeddings.dim, kept),
+            }),
+            worth: rows(&self.worth, 1, kept),
+        }
+    }
+
     /// Checks what can be said of items with or without SIDs.
     ///
     /// # Errors

@@ -31,6 +31,11 @@ impl Folder {
         })
     }
 
+    /// Its files, by name.
+    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|name| self.dir.join(name))
+    }
+
     /// The dataset's name: that of the folder.
     pub(super) fn name(&self) -> String {
         let whole = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());

@@ -242,7 +242,7 @@ pub fn write(dir: &Path, source: &Source) -> Result<()> {
             sid: &items.codes[item * items.levels..][..items.levels],
             title: text(&items.titles, item),
             text: text(&items.texts, item),
-            worth: items.worth.get(item).copied(),
+            worth: items.worth.get(item).copied().filter(|&worth| worth != 1.0),
         }),
     )?;
     if let Some(embeddings) = &items.embeddings {

@@ -8,6 +8,7 @@
 mod described;
 pub mod embeddings;
 mod folder;
+pub mod import;
 pub mod jsonl;
 mod letter;
 mod minionerec;

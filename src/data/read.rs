@@ -144,16 +144,21 @@ pub(super) fn json_lines<T: DeserializeOwned>(
     Ok(())
 }
 
-/// serde_json's message without its own "at line .. column ..", with ours before it.
+/// What [`json_message`] says, with our file and line before it.
 fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> anyhow::Error {
+    at(path, line, json_message(error))
+}
+
+/// serde_json's message without its own "at line .. column ..".
+pub(super) fn json_message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text
         .rsplit_once(" at line ")
         .map_or(&*text, |(message, _)| message);
-    if error.is_eof() {
-        return at(path, line, format_args!("the file is cut short ({text})"));
+    match error.is_eof() {
+        true => format!("the file is cut short ({text})"),
+        false => text.into(),
     }
-    at(path, line, text)
 }
 
 /// The code in an SID token such as `<a_183>`; `level` fixes the letter.
@@ -229,7 +234,7 @@ pub(super) fn texts(path: &Path, items: &mut Items) -> Result<()> {
                 *seen = true;
                 texts[*item] = described.text();
                 if titles[*item].is_empty() {
-                    titles[*item] = described.title;
+                    titles[*item] = described.title();
                 }
             }
         }

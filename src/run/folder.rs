@@ -12,6 +12,7 @@ use super::checkpoint::Checkpoints;
 use super::disk::atomic_write;
 use super::metrics::Metrics;
 use super::state::{Stage, State};
+use crate::calendar;
 use crate::config::Config;
 
 const CONFIG: &str = "config.toml";
@@ -206,20 +207,8 @@ pub fn locate_model(folder: &Path) -> Result<Located> {
 
 /// `yyyymmdd-hhmmss` in UTC of a number of seconds since 1970.
 fn timestamp(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from March, so that the leap day is the last one; a cycle of the Gregorian
-    // calendar is 400 years of 146,097 days. Day 719,468 after 0000-03-01 is 1970-01-01.
-    let days = days + 719_468;
-    let (cycle, day_of_cycle) = (days / 146_097, days % 146_097);
-    let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524
-        - day_of_cycle / 146_096)
-        / 365;
-    let day_of_year =
-        day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = 400 * cycle + year_of_cycle + u64::from(month <= 2);
+    let [year, month, day] = calendar::date(seconds as i64);
+    let second = seconds % 86_400;
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
 }

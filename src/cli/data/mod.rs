@@ -1,4 +1,6 @@
-//! `vstar data`: what is in a dataset.
+//! `vstar data`: what is in a dataset, and datasets from raw files.
+
+mod import;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,9 +10,14 @@ use anyhow::Result;
 use crate::data::stats::Stats;
 use crate::data::{self, LoadOptions};
 
-/// Prints users, items, interactions, collisions, trie shape, history lengths and split sizes.
+/// Shows what is in a dataset, or makes one from raw files
+///
+/// Without a subcommand: users, items, interactions, collisions, trie shape, history lengths and split sizes.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Folder of the dataset (see docs/formats.md); without it, the built-in shop
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -19,11 +26,19 @@ pub struct Args {
     json: bool,
 }
 
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    Import(import::Args),
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// Any fault in the data, in one line.
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(Command::Import(args)) = &args.command {
+        return import::run(args);
+    }
     let stats = Stats::of(&data::load(args.data.as_deref(), LoadOptions::default())?);
     let mut out = std::io::stdout().lock();
     if args.json {

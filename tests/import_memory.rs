@@ -1,0 +1,100 @@
+//! What an import holds in memory. Alone in its program: it counts what every thread asks for.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+
+use vstar::data::Protocol;
+use vstar::data::import::{Card, Options, Watch, Window, import};
+
+/// The system's allocator, keeping the largest sum of what is held.
+struct Peak;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's.
+unsafe impl GlobalAlloc for Peak {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
+        LARGEST.fetch_max(held, SeqCst);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), SeqCst);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Peak = Peak;
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn total(&mut self, _: u64) {}
+    fn file(&mut self, _: &str) {}
+    fn read(&mut self, _: u64) {}
+}
+
+/// The card of an import, and the bytes it held at most.
+fn peak(folder: &Path, k_core: u32) -> (Card, usize) {
+    let options = Options {
+        k_core,
+        window: Window::default(),
+        split: Protocol::LeaveOneOut,
+        seed: 1,
+    };
+    let before = HELD.load(SeqCst);
+    LARGEST.store(before, SeqCst);
+    let made = import(&[folder.into()], &options, "toy", "", &mut Unwatched);
+    (made.unwrap().1, LARGEST.load(SeqCst) - before)
+}
+
+const ONCE: usize = 60_000;
+const KEEN: usize = 500;
+
+#[test]
+fn memory_is_that_of_what_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let create = |name: &str| BufWriter::new(File::create(folder.path().join(name)).unwrap());
+    let words = "word ".repeat(200);
+    // Users with one review each, and some with ten, of a few of many items; all reviews and descriptions are long.
+    let mut reviews = create("reviews.json");
+    for number in 0..ONCE + 10 * KEEN {
+        let (user, item) = match number.checked_sub(ONCE) {
+            None => (number, 1_000 + number % 5_000),
+            Some(keen) => (ONCE + keen % KEEN, keen / KEEN),
+        };
+        writeln!(
+            reviews,
+            r#"{{"reviewerID": "reader {user}", "asin": "book {item}", "reviewText": "{words}", "unixReviewTime": 5}}"#
+        )
+        .unwrap();
+    }
+    let mut books = create("meta.json");
+    for item in 0..6_000 {
+        writeln!(books, "{{'asin': 'book {item}', 'description': '{words}'}}").unwrap();
+    }
+    drop((reviews, books));
+    let bytes: u64 = (folder.path().read_dir().unwrap())
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(bytes > 70 << 20);
+
+    // Reading takes a few buffers; counting, at most 36 bytes an id, and as much again while a table grows.
+    let (card, held) = peak(folder.path(), 5);
+    assert_eq!((card.users, card.items), (KEEN, 10));
+    let counting = 2 * 36 * (ONCE + KEEN + 5_010);
+    assert!(held < counting + (1 << 20), "{held} bytes for {bytes}");
+
+    // All are kept: what they take is seen.
+    let (card, all) = peak(folder.path(), 1);
+    assert_eq!(card.users, ONCE + KEEN);
+    let kept = 16 * (ONCE + 10 * KEEN) + 1_000 * 5_000;
+    assert!(all > held + kept, "{all} bytes and {held}");
+}
