@@ -62,14 +62,14 @@ impl Csr {
         }
     }
 
-    /// `[self, other]`: the columns of `other` times `scale` behind those of this one.
-    pub fn beside(&self, other: &Csr, scale: f32) -> Csr {
+    /// `[self, other]`: the columns of `other` behind those of this one.
+    pub fn beside(&self, other: &Csr) -> Csr {
         assert_eq!(self.rows(), other.rows());
         let rows = (0..self.rows()).map(|row| {
             let own = self.row(row).map(|(column, x)| (column as u32, x));
             let moved = other
                 .row(row)
-                .map(|(column, x)| ((self.cols + column) as u32, scale * x));
+                .map(|(column, x)| ((self.cols + column) as u32, x));
             own.chain(moved).collect()
         });
         Csr::from_rows(self.cols + other.cols, rows)
@@ -247,10 +247,10 @@ mod tests {
         a.normalise_rows();
         assert_eq!(a.value[2..], [0.6, 0.8]);
         assert_eq!(a.square_norms()[1], 0.0);
-        let both = sparse().beside(&sparse(), 2.0);
+        let both = sparse().beside(&sparse());
         assert_eq!((both.rows(), both.cols), (3, 8));
         let row: Vec<_> = both.row(2).collect();
-        assert_eq!(row, [(0, 3.0), (2, 4.0), (4, 6.0), (6, 8.0)]);
+        assert_eq!(row, [(0, 3.0), (2, 4.0), (4, 3.0), (6, 4.0)]);
     }
 
     #[test]

@@ -11,11 +11,9 @@ const MIN_ITEMS: u32 = 2;
 const MAX_TERMS: usize = 1 << 17;
 /// Lengths of character n-grams.
 const NGRAMS: std::ops::RangeInclusive<usize> = 3..=5;
-/// Length of an item's n-gram part beside its word part of length 1.
-const NGRAM_WEIGHT: f32 = 0.5;
 
 /// `[items, terms]`: the words of title and text, and beside them the n-grams of the title (of the text where there is
-/// no title). `texts` and `titles` have an entry per item, or none.
+/// no title), either part of length 1. `texts` and `titles` have an entry per item, or none.
 pub fn matrix(items: usize, titles: &[String], texts: &[String]) -> Csr {
     let of = |all: &[String], item: usize| all.get(item).map_or("", |text| text).to_lowercase();
     let (mut by_word, mut by_ngram) = (Terms::default(), Terms::default());
@@ -29,7 +27,7 @@ pub fn matrix(items: usize, titles: &[String], texts: &[String]) -> Csr {
         };
         by_ngram.item(|add| words(named).for_each(|word| ngrams(word, &mut *add)));
     }
-    by_word.weights().beside(&by_ngram.weights(), NGRAM_WEIGHT)
+    by_word.weights().beside(&by_ngram.weights())
 }
 
 /// The runs of letters and digits.
@@ -159,7 +157,7 @@ mod tests {
                 assert!((found - wanted).abs() < 1e-6, "{item}: {found} {wanted}");
             }
             let square: f32 = ngram_part.iter().map(|(_, weight)| weight * weight).sum();
-            assert!((square - NGRAM_WEIGHT * NGRAM_WEIGHT).abs() < 1e-6);
+            assert!((square - 1.0).abs() < 1e-6);
         }
         // " re", "red", "ed " and the longer ones of red and ink; none of pen, which is in one item.
         assert_eq!(matrix.cols, 2 + 6 + 6);
