@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use tempfile::tempdir;
 use vstar::config::Config;
 use vstar::model::optimiser::LossScale;
-use vstar::run::{Checkpoints, Located, Metrics, RunFolder, Stage, State, locate_model};
+use vstar::run::{
+    Checkpoints, Located, Metrics, RunFolder, Stage, State, locate_model, write_folder,
+};
 
 fn state(stage: Stage, step: u64) -> State {
     State {
@@ -127,6 +129,27 @@ fn default_names_tell_time_and_data() {
         "{name}"
     );
     assert_eq!(name.len(), "20260101-000000-beauty".len());
+}
+
+#[test]
+fn write_folder_makes_whole_folders_or_nothing() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("deep/data");
+    let fill = |folder: &Path| Ok(fs::write(folder.join("part"), "all")?);
+    let failing = |folder: &Path| fill(folder).and_then(|()| bail!("no more"));
+    let message = line(write_folder(&path, failing));
+    assert_eq!(message, "no more");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+
+    // An empty folder is as good as none, and what a crash left is cleared up.
+    fs::create_dir_all(&path).unwrap();
+    fs::create_dir(path.with_file_name(".data.partial")).unwrap();
+    fs::write(path.with_file_name(".data.partial").join("old"), "").unwrap();
+    write_folder(&path, fill).unwrap();
+    assert_eq!(fs::read_to_string(path.join("part")).unwrap(), "all");
+    assert!(!path.join("old").exists());
+    let message = line(write_folder(&path, fill));
+    assert!(message.contains("is there already"), "{message}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub fn svg(report: &Report, catalog: &Catalog, embeddings: Option<&Embeddings>) 
     let height = TOP + levels as f64 * BAND + BOTTOM;
     let mut svg = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" fill="#333">
-<style>.cell{{stroke:#fff;stroke-width:.6}} .code{{text-anchor:middle;font-size:12px;fill:#fff}} .note{{font-size:13px;fill:#777}}</style>
+<style>.cell{{stroke:#fff;stroke-width:.6;shape-rendering:geometricPrecision}} .code{{text-anchor:middle;font-size:12px;fill:#fff}} .note{{font-size:13px;fill:#777}}</style>
 <rect width="{WIDTH}" height="{height}" fill="#fff"/>
 <text x="{LEFT}" y="38" font-size="22">{}: {} items on {} semantic IDs</text>
 "##,
@@ -52,7 +52,11 @@ pub fn svg(report: &Report, catalog: &Catalog, embeddings: Option<&Embeddings>) 
             let y = top + 44.0 + 19.0 * line as f64;
             let _ = writeln!(svg, r#"<text x="16" y="{y}"{style}>{text}</text>"#);
         }
-        let _ = writeln!(svg, r#"<g id="level{}">"#, level.level);
+        let _ = writeln!(
+            svg,
+            r#"<g id="level{}" shape-rendering="crispEdges">"#,
+            level.level
+        );
         band(&mut svg, catalog, cells, top);
         svg.push_str("</g>\n");
     }

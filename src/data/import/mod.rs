@@ -1,6 +1,6 @@
 //! From raw files to a dataset without semantic IDs: `vstar data import`.
 //!
-//! Interactions are read twice. The first time users and items are counted (at most 36 bytes for each), the second time
+//! Interactions are read twice. The first time users and items are counted (at most 40 bytes for each), the second time
 //! only rows that the k-core may have are held (16 bytes each, and about 80 for each of their ids). Descriptions are read
 //! last, and those of the items that are left are held. All else is streamed.
 

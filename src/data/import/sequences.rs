@@ -7,7 +7,7 @@ use crate::rng::{Rng, Stream};
 /// The sequence of each user. Interactions of the same instant, of which dumps with dates only are full, have no order;
 /// they get one from the seed, the user and the item, so that neither the order of a file nor of ids is learnt from.
 pub(super) fn of(mut log: Vec<Interaction>, seed: u64) -> Vec<Sequence> {
-    log.sort_by_cached_key(|row| {
+    log.sort_unstable_by_key(|row| {
         let tie = Rng::new(seed, Stream::Ties, row.user, row.item).word();
         (row.user, row.time, tie, row.item)
     });
