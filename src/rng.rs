@@ -16,9 +16,10 @@ pub enum Stream {
     Shop = 6,
     Test = 7,
     Dropout = 8,
-    Crop = 12,
+    Embed = 9,
     /// The order of interactions of the same instant.
-    Ties = 9,
+    Ties = 11,
+    Crop = 12,
 }
 
 /// pcg4d: four words in, four well-mixed words out.

@@ -6,11 +6,13 @@ use std::process::{Command, Output};
 use vstar::config::{Config, SETTINGS};
 use vstar::run::RunFolder;
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 9] = [
     "train",
     "eval",
     "recommend",
     "data",
+    "embed",
+    "sid",
     "probe",
     "validate",
     "doctor",
@@ -93,6 +95,8 @@ fn wrong_usage_exits_with_2() {
         (&["train", "--resume", "a", "--seed", "1"], "--seed"),
         (&["train", "--resume", "a", "--config", "b"], "--config"),
         (&["eval"], "--model"),
+        (&["embed", "--data", "a", "--out", "b"], "--from"),
+        (&["sid"], "report"),
         (&["recommend", "--model", "a", "--top-k", "0"], "--top-k"),
         (&["probe", "--model", "a", "--input", "b"], "--output"),
     ] {

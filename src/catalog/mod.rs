@@ -175,6 +175,11 @@ impl Catalog {
         &self.trie
     }
 
+    /// External ids, one per item.
+    pub fn names(&self) -> &[String] {
+        &self.items.names
+    }
+
     /// External id of an item.
     pub fn name(&self, item: u32) -> &str {
         &self.items.names[item as usize]

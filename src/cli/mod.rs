@@ -3,9 +3,11 @@
 mod bench;
 mod data;
 mod doctor;
+mod embed;
 mod eval;
 mod probe;
 mod recommend;
+mod sid;
 mod train;
 mod trained;
 mod tune;
@@ -52,6 +54,8 @@ enum Command {
     Eval(eval::Args),
     Recommend(recommend::Args),
     Data(data::Args),
+    Embed(embed::Args),
+    Sid(sid::Args),
     Probe(probe::Args),
     Validate(validate::Args),
     Tune(tune::Args),
@@ -67,6 +71,8 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Recommend(args) => recommend::run(args),
             Command::Data(args) => data::run(&args),
+            Command::Embed(args) => embed::run(args),
+            Command::Sid(args) => sid::run(args),
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Tune(args) => tune::run(args),

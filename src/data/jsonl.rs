@@ -61,7 +61,7 @@ pub(super) fn import(folder: &Folder) -> Result<Source> {
             path.display(),
             file_name(&items_path)
         );
-        items.embeddings = Some(embeddings::read(&path, items.names.len())?);
+        items.embeddings = Some(embeddings::read(&path, &items.names)?);
     }
     let items = read::checked(&items_path, items)?;
     let names = Names::new(&items_path, &items);
@@ -246,7 +246,9 @@ pub fn write(dir: &Path, source: &Source) -> Result<()> {
         }),
     )?;
     if let Some(embeddings) = &items.embeddings {
-        embeddings::write(&dir.join(embeddings::FILE), embeddings)?;
+        let path = dir.join(embeddings::FILE);
+        std::fs::write(&path, embeddings::bytes(embeddings, &items.names, &[]))
+            .with_context(|| format!("{}: cannot be written", path.display()))?;
     }
     let name = |&item: &u32| &*items.names[item as usize];
     let (Log::Sequences(sequences)

@@ -12,6 +12,7 @@ pub mod import;
 pub mod jsonl;
 mod letter;
 mod minionerec;
+mod npy;
 mod read;
 mod shop;
 mod source;

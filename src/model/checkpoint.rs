@@ -5,6 +5,7 @@ use super::architecture::Architecture;
 use super::backbone::Model;
 use super::layout::{Layout, for_each_part_mut, parts};
 use crate::device::{DeviceRef, Precision};
+use crate::floats;
 use crate::rng::{Rng, Stream};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
@@ -14,26 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// The values of a tensor of any float type as f32. Errors: another type.
 pub fn to_f32(name: &str, view: &TensorView) -> Result<Vec<f32>> {
-    let data = view.data();
-    Ok(match view.dtype() {
-        Dtype::F32 => data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect(),
-        Dtype::F16 => data
-            .chunks_exact(2)
-            .map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32())
-            .collect(),
-        Dtype::BF16 => data
-            .chunks_exact(2)
-            .map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
-            .collect(),
-        Dtype::F64 => data
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32)
-            .collect(),
-        other => bail!("tensor `{name}` has type {other:?}: expected a float type"),
-    })
+    let dtype = view.dtype();
+    floats::decode(dtype, view.data())
+        .with_context(|| format!("tensor `{name}` has type {dtype:?}: expected a float type"))
 }
 
 /// The safetensors files of a checkpoint directory: one, or the shards its index lists.
