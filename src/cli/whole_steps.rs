@@ -20,7 +20,7 @@ use crate::model::Model;
 use crate::model::checkpoint::Init;
 use crate::model::optimiser::Update;
 use crate::rng::{self, Rng};
-use crate::sid::build::{Method, Options, Resolution, build};
+use crate::sid::build::{self, Method, Resolution};
 
 /// Runs one step on a fresh device.
 pub type Step = fn(&DeviceRef) -> Result<()>;
@@ -65,13 +65,13 @@ fn semantic_ids(device: &DeviceRef) -> Result<()> {
         dim: DIM,
         data: (0..ITEMS * DIM).map(|_| draws.normal()).collect(),
     };
-    let options = Options {
+    let options = build::Options {
         method: Method::ResidualKmeans,
         codes: vec![23, 8],
         collisions: Resolution::Digit,
         seed: 1,
     };
-    build(device, ITEMS, Some(&embeddings), &options, &mut |_| ()).map(drop)
+    build::build(device, ITEMS, Some(&embeddings), &options, &mut |_| ()).map(drop)
 }
 
 /// Documents of a fine-tuning step, in parts of so many.
