@@ -1,6 +1,6 @@
-// y[r, :] = -S_r y[r, :] + the sum of g_k w[t_k, :] over row r's targets inside the vocabulary, S_r that of g_k. One
-// workgroup per row.
-struct Params { rows: u32, width: u32, vocab: u32 }
+// y[r, :] = -S_r y[r, :] + keep times the sum of g_k w[t_k, :] over row r's targets inside the vocabulary, S_r that of
+// g_k. One workgroup per row.
+struct Params { rows: u32, width: u32, vocab: u32, keep: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> w: array<w_t>;                 // [vocab, width]
 @group(0) @binding(2) var<storage, read> starts: array<u32>;            // [rows + 1]
@@ -31,7 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var sum = -total * y[row * p.width + i];
         for (var k = begin; k < end; k++) {
             if targets[k] < p.vocab {
-                sum = fma(g[k], f32(w[targets[k] * p.width + i]), sum);
+                sum = fma(p.keep * g[k], f32(w[targets[k] * p.width + i]), sum);
             }
         }
         y[row * p.width + i] = sum;

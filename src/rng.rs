@@ -21,6 +21,7 @@ pub enum Stream {
     /// The order of interactions of the same instant.
     Ties = 11,
     Crop = 12,
+    Mixing = 13,
 }
 
 /// pcg4d: four words in, four well-mixed words out.

@@ -187,7 +187,7 @@ fn an_update_lowers_the_objective_and_favours_what_was_rewarded() {
                 &engine,
                 &stepper.rollout,
                 None,
-                &update(0.0),
+                (&update(0.0), None),
                 (false, false),
             );
             device.run(&s).unwrap();

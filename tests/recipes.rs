@@ -19,10 +19,13 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::device::lockstep::relative_error;
-use vstar::device::read_f32;
+use vstar::device::{DeviceRef, read_f32};
 use vstar::forest::Forest;
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::job;
+use vstar::learn::mixing::Mixing;
+use vstar::learn::rl::Stepper;
+use vstar::learn::rollout::{self, Question};
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::{Regulariser, StepResult};
 use vstar::model::layout::parts;
@@ -141,6 +144,7 @@ fn smoothed_targets_have_the_gradient_of_the_definition() {
                 .unwrap()
                 .2;
             let mut want = vec![0.0; v * d];
+            let mut want_hidden = Vec::new();
             for (row, &target) in targets.tokens.iter().enumerate() {
                 let h = &hidden[row * d..][..d];
                 let dot = |w: &[f32]| -> f64 {
@@ -148,6 +152,7 @@ fn smoothed_targets_have_the_gradient_of_the_definition() {
                 };
                 let exps: Vec<f64> = w.chunks(d).map(|w| dot(w).exp()).collect();
                 let sum: f64 = exps.iter().sum();
+                let mut own = vec![0.0; d];
                 for (token, exp) in exps.iter().enumerate() {
                     let hit = (token == target as usize) as u8 as f64;
                     let wanted = (1.0 - share) * hit + share / v as f64;
@@ -155,7 +160,11 @@ fn smoothed_targets_have_the_gradient_of_the_definition() {
                     for (want, h) in want[token * d..][..d].iter_mut().zip(h) {
                         *want += slope * *h as f64;
                     }
+                    for (own, w) in own.iter_mut().zip(&w[token * d..][..d]) {
+                        *own += slope * *w as f64;
+                    }
                 }
+                want_hidden.extend(own.into_iter().map(|x| x as f32));
             }
             let want: Vec<f32> = want.into_iter().map(|x| x as f32).collect();
             let got = gradient(&engine);
@@ -165,6 +174,12 @@ fn smoothed_targets_have_the_gradient_of_the_definition() {
                 .unwrap();
             let off = relative_error(&want, got);
             assert!(off < 1e-5, "{smoothing}: off by {off:.1e}");
+            let all = engine.acts.grads.as_ref().unwrap().hidden;
+            let all = read_f32(engine.device(), all).unwrap();
+            let scored = targets.rows.iter().map(|&row| row as usize * d);
+            let got: Vec<f32> = scored.flat_map(|at| all[at..at + d].to_vec()).collect();
+            let off = relative_error(&want_hidden, &got);
+            assert!(off < 1e-5, "{smoothing}: hidden states off by {off:.1e}");
         }
     }
 }
@@ -226,4 +241,62 @@ fn a_run_keeps_the_average_of_its_weights() {
         Ok(())
     });
     ran.unwrap();
+}
+
+/// What is mixed into an update is the gradient of fine-tuning on the documents drawn, times its weight.
+#[test]
+fn reinforcement_takes_the_gradient_of_fine_tuning_along() {
+    let data = dataset();
+    let with = |weight: &str| {
+        let settings = [
+            "rl.kl_beta=0",
+            "sft.dropout=0.3",
+            "sft.label_smoothing=0.1",
+            weight,
+        ];
+        config(&settings)
+    };
+    let gradients = |weight: &str, device: DeviceRef| {
+        let config = with(weight);
+        let engine = engine(&device, &config, &data);
+        let examples = data.test[..config.rl.prompts].iter();
+        let asked: Vec<Question> = examples
+            .map(|e| Question {
+                history: &e.history,
+                target: e.target,
+            })
+            .collect();
+        let mut stepper = Stepper::new(&engine, &config, &data).unwrap();
+        let of = (&asked[..], rollout::part(&config), 4);
+        let submitted = stepper.submit(&engine, &data, of, None, (1, &update(0.0), false));
+        let figures = stepper.wait(submitted.unwrap()).unwrap();
+        assert!(figures.is_finite());
+        (
+            figures.sft_loss,
+            engine.optimiser.gradient.read().unwrap().concat(),
+        )
+    };
+    for device in [cpu(), bare_gpu()] {
+        let (none, alone) = gradients("rl.sft_weight=0", device.clone());
+        let (loss, mixed) = gradients("rl.sft_weight=0.5", device.clone());
+        let config = with("rl.sft_weight=0.5");
+        let engine = engine(&device, &config, &data);
+        let mixing = Mixing::new(&engine, &config, &data).unwrap().unwrap();
+        let parts = [mixing.documents(4)];
+        assert_ne!(parts[0], mixing.documents(5));
+        let regulariser = (&update(0.0), Regulariser::of(&config, 4));
+        let fine_tuned = regularised_step(&engine, &data, &parts, CAUSAL, regulariser);
+        let gradient = engine.optimiser.gradient.read().unwrap().concat();
+        let want: Vec<f32> = alone
+            .iter()
+            .zip(&gradient)
+            .map(|(a, g)| a + 0.5 * g)
+            .collect();
+        let off = relative_error(&want, &mixed);
+        assert!(off < 1e-6, "off by {off:.1e}");
+        let moved = relative_error(&alone, &mixed);
+        assert!(moved > 1e-3, "nothing to see: {moved:.1e}");
+        assert_eq!(none, 0.0);
+        assert!((loss as f64 / (0.5 * fine_tuned.loss) - 1.0).abs() < 1e-5);
+    }
 }

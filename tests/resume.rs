@@ -230,6 +230,7 @@ fn a_regularised_run_goes_on_with_the_same_bits() {
         "sft.random_crop=0.5",
         "sft.ema=0.9",
         "rl.ema=0.8",
+        "rl.sft_weight=0.5",
         "eval.baselines=false",
     ];
     resumes_with_the_same_bits(cpu(), &recipe, &[(Stage::Sft, 4), (Stage::Rl, 2)]);

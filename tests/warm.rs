@@ -22,7 +22,7 @@ use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Sl
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::head::Head;
-use vstar::learn::job;
+use vstar::learn::{job, mixing, mixing};
 use vstar::learn::rl::Stepper;
 use vstar::learn::rollout::{self, Question};
 use vstar::learn::sequences::{Window, push_window, windows};
@@ -63,7 +63,10 @@ fn reinforce(
     items: &[usize],
     prepared: bool,
 ) -> Vec<Counters> {
-    let capacity = rollout::capacity(config, data).unwrap();
+    let mut capacity = rollout::capacity(config, data).unwrap();
+    if config.rl.sft_weight > 0.0 {
+        capacity = capacity.max(mixing::capacity(config, data).unwrap());
+    }
     let model = engine(device, config, data).model;
     let stages = job::Stages {
         sft: false,
@@ -112,8 +115,9 @@ fn a_step_is_submitted_whole() {
 #[test]
 fn steps_make_nothing_wherever_their_trees_begin() {
     let (data, gpu) = (dataset(), bare_gpu());
-    let variants: [&[&str]; 4] = [
+    let variants: [&[&str]; 5] = [
         &["rl.updates=2"],
+        &["rl.sft_weight=0.1", "rl.ema=0.9", "sft.dropout=0.1"],
         &["rl.decode=beam", "rl.value_warmup_steps=1"],
         &["rl.accumulate=3"],
         &["model.recompute=true", "model.arch=qwen3"],

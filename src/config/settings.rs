@@ -290,6 +290,8 @@ settings! {
         sibling_weight: f64 = 1.0, 0.0..=1000.0;
         /// Weight of the value loss
         value_weight: f64 = 0.5, 0.0..=1000.0;
+        /// Weight of fine-tuning's loss over as many training documents as prompts, in every update
+        sft_weight: f64 = 0.0, 0.0..=1000.0;
         /// Leave out the groups whose rewards are all equal
         mask_zero_variance: bool = false, ..;
         /// Temperature of decode = "sample"

@@ -29,6 +29,11 @@ params! {
     Params { rows: u32, width: u32, vocab: u32 }
 }
 
+params! {
+    /// `keep`: what label smoothing leaves to a target, 1 without.
+    AddParams { rows: u32, width: u32, vocab: u32, keep: f32 }
+}
+
 pub static SCALE: Kernel = Kernel {
     name: "target_scale",
     source: include_str!("../../shaders/target_scale.wgsl"),
@@ -49,7 +54,7 @@ pub static ADD: Kernel = Kernel {
     entry: "main",
     constants: &[],
     forms: &[],
-    params: Params::FIELDS,
+    params: AddParams::FIELDS,
     bindings: bindings![w: In Real, starts: In U32, targets: In U32, g: In F32, y: Out F32],
     twin: add_twin,
     cost: add_cost,
@@ -73,22 +78,25 @@ pub struct Targets {
 /// `y[r, :] = -S_r x[r, :]`, both `[R, width]`; `rows` [K] gets the row of each target.
 pub fn scale(s: &mut Stream, x: Slice, on: Targets, y: Slice, rows: Slice, width: usize) {
     let slices = [x, on.starts, on.tokens, on.g, y, rows];
-    push(s, &SCALE, &slices, on, width);
-}
-
-/// `y[r, :] = -S_r y[r, :] + sum_k g_k w[t_k, :]`, y being `[R, width]` and w `[V, width]`.
-pub fn add(s: &mut Stream, w: Slice, on: Targets, y: Slice, width: usize) {
-    let slices = [w, on.starts, on.tokens, on.g, y];
-    push(s, &ADD, &slices, on, width);
-}
-
-fn push(s: &mut Stream, kernel: &'static Kernel, slices: &[Slice], on: Targets, width: usize) {
     let params = Params {
         rows: on.rows.max as u32,
         width: width as u32,
         vocab: on.vocab as u32,
     };
-    s.push(kernel, &params, slices, Grid(params.rows))
+    s.push(&SCALE, &params, &slices, Grid(params.rows))
+        .size("rows", on.rows);
+}
+
+/// `y[r, :] = -S_r y[r, :] + keep sum_k g_k w[t_k, :]`, y being `[R, width]` and w `[V, width]`.
+pub fn add(s: &mut Stream, w: Slice, on: Targets, keep: f32, y: Slice, width: usize) {
+    let slices = [w, on.starts, on.tokens, on.g, y];
+    let params = AddParams {
+        rows: on.rows.max as u32,
+        width: width as u32,
+        vocab: on.vocab as u32,
+        keep,
+    };
+    s.push(&ADD, &params, &slices, Grid(params.rows))
         .size("rows", on.rows);
 }
 
@@ -102,7 +110,7 @@ fn scale_cost(launch: &Launch) -> Cost {
 }
 
 fn add_cost(launch: &Launch) -> Cost {
-    let p: Params = launch.read_params();
+    let p: AddParams = launch.read_params();
     let [rows, width, vocab] = [p.rows, p.width, p.vocab].map(u64::from);
     let w = launch.width(0);
     Cost {
@@ -165,7 +173,7 @@ fn scale_twin(args: &Args) {
 }
 
 fn add_twin(args: &Args) {
-    let p: Params = args.params();
+    let p: AddParams = args.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
     let (w, starts, tokens, g) = (args.f32(0), args.u32(1), args.u32(2), args.f32(3));
     let y = chunks_mut(&mut args.f32_mut(4)[..rows * width], width);
@@ -179,7 +187,7 @@ fn add_twin(args: &Args) {
             *y *= factor;
         }
         for (token, g) in targets.inside() {
-            axpy(y, g, &w[token * width..][..width]);
+            axpy(y, p.keep * g, &w[token * width..][..width]);
         }
     });
 }
@@ -212,7 +220,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         };
         let (from, to) = (x.slice(), y.slice());
         scale(h.stream(), from, on, to, row_of.slice(), width);
-        add(h.stream(), w.slice(), on, to, width);
+        add(h.stream(), w.slice(), on, 0.75, to, width);
         h.run()?;
         h.read_u32(&row_of)?;
         h.read_f32(&y)?;
@@ -360,7 +368,7 @@ mod tests {
                     k: v.into(),
                 };
                 matmul_softmax(s, Form::NN, x, l, w.slice(), dh, dims, false);
-                add(s, w.slice(), on, dh, d);
+                add(s, w.slice(), on, 1.0, dh, d);
                 h.run().unwrap();
 
                 let (all_g, all_hidden, w) = (g.f64(), hidden.f64(), w.f64());

@@ -227,6 +227,15 @@ impl Engine {
         self.capacity
     }
 
+    /// Lengths [T, R, K] of inputs, one of each size that forms of kernels are chosen for, the largest first.
+    pub fn lengths(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        let c = self.capacity;
+        let most = c.tokens.max(c.rows).max(c.targets);
+        let halved = |&n: &usize| (n > 1).then(|| n.div_ceil(2));
+        std::iter::successors(Some(most), halved)
+            .map(move |n| [c.tokens, c.rows, c.targets].map(|most| n.min(most)))
+    }
+
     /// Uploads a forest and its targets to `to`, a room of this engine's capacity. Errors: more than that, tokens outside the
     /// vocabulary.
     pub fn upload(&self, to: &Room, forest: &Forest, targets: &Targets) -> Result<Input> {

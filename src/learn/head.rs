@@ -44,7 +44,7 @@ pub struct Head {
 /// What label smoothing (Szegedy et al., CVPR 2016) works in. A target keeps the share 1 - e of its weight; the share e goes
 /// to all V tokens alike, which adds the same row to the gradient of every hidden state, and of every token's weights.
 struct Smoothing {
-    /// [K] dLoss/dlog-prob of what the targets keep.
+    /// [K] dLoss/dlog-prob of what the targets keep; then [R] -1.
     kept: Buffer,
     /// One number: 1 - e.
     keep: Buffer,
@@ -94,7 +94,7 @@ impl Head {
             target_rows: buffer("targets' rows", c.targets)?,
             target_order: buffer("target order", c.targets)?,
             smoothing: Smoothing {
-                kept: buffer("kept log-prob gradient", c.targets)?,
+                kept: buffer("kept log-prob gradient", c.targets.max(c.rows))?,
                 keep: buffer("smoothing", 1)?,
                 share: buffer("share of every token", v)?,
                 mean_weight: buffer("mean of the projection", d)?,
@@ -154,7 +154,7 @@ impl Head {
     }
 
     /// Before the way back through the chunks: the gradient of the projection's rows of targets, and what the products
-    /// begin with. Returns dLoss/dlog-prob of what smoothing leaves to the targets.
+    /// begin with.
     fn begin_backward(
         &self,
         s: &mut Stream,
@@ -162,7 +162,7 @@ impl Head {
         input: &Input,
         (g, smoothing): (Slice, f32),
         dw: &Weights,
-    ) -> Slice {
+    ) {
         let d = model.architecture.hidden;
         let hidden = self.hidden.all();
         let (rows, order) = (self.target_rows.all(), self.target_order.all());
@@ -183,10 +183,10 @@ impl Head {
         });
         let d_weight = dw.slice(model.layout.lm_head);
         embedding::backward(s, hidden, weighted, tokens, order, d_weight, d);
-        kept
     }
 
-    /// After it, with one target per row: what all tokens get alike.
+    /// After the chunks, with one target per row: what all tokens get alike. [`Head::end_backward`] multiplies the part of the
+    /// hidden states by minus dLoss/dlog-prob.
     fn smooth(
         &self,
         s: &mut Stream,
@@ -205,16 +205,10 @@ impl Head {
         fill::fill_f32(s, share, smoothing / v as f32);
         let (w, d_w) = (model.weights.slice(id), dw.slice(id));
         matmul(s, Form::TN, share, w, mean, dims(one, v.into()), false);
-        let d_hidden = self.d_hidden.all();
-        matmul(
-            s,
-            Form::NN,
-            g,
-            mean,
-            d_hidden,
-            dims(input.scored, one),
-            true,
-        );
+        let (d_hidden, minus) = (self.d_hidden.all(), with.kept.all());
+        fill::fill_first(s, minus, input.scored.max, (-1.0f32).to_bits());
+        let outer = dims(input.scored, one);
+        matmul(s, Form::NN, minus, mean, d_hidden, outer, true);
         let hidden = self.hidden.all();
         matmul(s, Form::TN, g, hidden, sum, dims(one, input.scored), false);
         matmul(s, Form::NN, share, sum, d_w, dims(v.into(), one), true);
@@ -238,12 +232,13 @@ impl Head {
         s: &mut Stream,
         model: &Model,
         input: &Input,
-        g: Slice,
+        (g, smoothing): (Slice, f32),
         d_hidden: Slice,
     ) {
         let d = model.architecture.hidden;
         let w = model.weights.operand(model.layout.lm_head);
-        target_gradient::add(s, w, targets(model, input, g), self.d_hidden.all(), d);
+        let on = targets(model, input, g);
+        target_gradient::add(s, w, on, 1.0 - smoothing, self.d_hidden.all(), d);
         fill::fill_f32(s, d_hidden, 0.0);
         let (from, rows) = (self.d_hidden.all(), input.targets.rows);
         gather::scatter_add_rows(s, from, rows, d_hidden, input.scored, d);
@@ -293,7 +288,7 @@ impl Head {
             }
             self.chunk_backward(s, model, chunk, dw);
         }
-        self.end_backward(s, model, input, g, d_hidden);
+        self.end_backward(s, model, input, (g, 0.0), d_hidden);
     }
 
     /// [`Head::forward`] and [`Head::backward`] in one, for a `g` that does not depend on the log-probs.
@@ -308,7 +303,7 @@ impl Head {
         dw: &Weights,
     ) {
         self.gather(s, model, hidden, input);
-        let kept = self.begin_backward(s, model, input, (g, smoothing), dw);
+        self.begin_backward(s, model, input, (g, smoothing), dw);
         for chunk in self.chunks(input.scored) {
             self.chunk_logits(s, model, chunk);
             self.chunk_forward(s, model, input, chunk, self.logp.all());
@@ -317,7 +312,7 @@ impl Head {
         if smoothing > 0.0 {
             self.smooth(s, model, input, (g, smoothing), dw);
         }
-        self.end_backward(s, model, input, kept, d_hidden);
+        self.end_backward(s, model, input, (g, smoothing), d_hidden);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine, Options};
-use super::{rl, rollout, sft};
+use super::{mixing, rl, rollout, sft};
 use crate::config::{self, Arch, Candidates, Config};
 use crate::data::Dataset;
 use crate::decode::search::{Decoding, Searcher};
@@ -114,6 +114,9 @@ pub fn prepare(
     }
     if stages.rl {
         capacity = capacity.max(rollout::capacity(config, data)?);
+        if config.rl.sft_weight > 0.0 {
+            capacity = capacity.max(mixing::capacity(config, data)?);
+        }
         if stages.eval && config.eval.baselines {
             capacity = capacity.max(rollout::capacity(&baseline(config), data)?);
         }
@@ -128,7 +131,7 @@ pub fn options(config: &Config, stages: Stages) -> Options {
     let (sft, rl) = (&config.sft, &config.rl);
     Options {
         recompute: config.model.recompute,
-        dropout: stages.sft && sft.dropout > 0.0,
+        dropout: (stages.sft || stages.rl && rl.sft_weight > 0.0) && sft.dropout > 0.0,
         average: stages.sft && sft.ema > 0.0 || stages.rl && rl.ema > 0.0,
     }
 }

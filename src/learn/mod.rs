@@ -5,6 +5,7 @@ pub mod engine;
 pub mod head;
 pub mod job;
 pub mod judge;
+pub mod mixing;
 pub mod oracle;
 pub mod plan;
 pub mod policy;

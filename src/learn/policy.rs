@@ -4,6 +4,7 @@
 
 use super::context::Record;
 use super::engine::Engine;
+use super::mixing::Mixing;
 use super::rollout::{Packed, Rollout};
 use crate::config::{Config, Loss, ScaleRewards};
 use crate::device::{ALIGN_WORDS, Buffer, Precision, Slice, Stream};
@@ -21,6 +22,8 @@ use anyhow::Result;
 pub struct StepFigures {
     pub objective: objective::Metrics,
     pub value_loss: f32,
+    /// Of fine-tuning that is mixed in, times its weight.
+    pub sft_loss: f32,
     pub entropy: f32,
     pub grad_norm: f32,
     /// Updates made so far in this stage; one whose gradient is not finite is not made.
@@ -58,6 +61,7 @@ impl StepFigures {
             .number("policy_loss", o.policy as f64)
             .number("sibling_loss", o.sibling as f64)
             .number("value_loss", self.value_loss as f64)
+            .number("sft_loss", self.sft_loss as f64)
             .number("kl", o.kl as f64)
             .number("entropy", self.entropy as f64)
             .number("clip_ratio", (o.clip_low + o.clip_high) as f64)
@@ -70,7 +74,7 @@ impl StepFigures {
 
     /// Whether the losses are numbers.
     pub fn is_finite(&self) -> bool {
-        (self.objective.loss + self.value_loss).is_finite()
+        (self.objective.loss + self.value_loss + self.sft_loss).is_finite()
     }
 }
 
@@ -90,8 +94,10 @@ enum Slot {
     ValueLoss,
     /// The sum of the scored rows' entropies.
     Entropy,
+    /// The loss of fine-tuning that is mixed in; the first part's alone is used.
+    Mixed,
 }
-const SLOTS: usize = 4;
+const SLOTS: usize = 5;
 
 /// Device buffers of the objective.
 pub struct Policy {
@@ -213,7 +219,7 @@ impl Policy {
         engine: &Engine,
         rollout: &Rollout,
         reference: Option<&Model>,
-        update: &Update,
+        (update, mixing): (&Update, Option<&Mixing>),
         (first, value_only): (bool, bool),
     ) {
         let (parts, prompts) = (rollout.uploaded().len(), rollout.prompts());
@@ -234,6 +240,9 @@ impl Policy {
             };
             let flags = (first, value_only);
             self.record_part(s, engine, (number, &packed), reference, run, flags);
+        }
+        if let Some(mixing) = mixing.filter(|_| !value_only) {
+            mixing.record(s, engine, self.slot(0, Slot::Mixed).first(1));
         }
         // A resting backbone must not decay either.
         let weight_decay = if value_only { 0.0 } else { update.weight_decay };
@@ -376,6 +385,7 @@ impl Policy {
             } else {
                 0.0
             },
+            sft_loss: slot(Slot::Mixed)[0],
             entropy: slot(Slot::Entropy)[0] / rollout[7].max(1.0),
             grad_norm: float(words[1][0]),
             updates: float(words[1][grad_norm::APPLIED]) as u64,

@@ -6,6 +6,7 @@
 
 use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
 use super::engine::{Engine, follow};
+use super::mixing::Mixing;
 use super::policy::{Policy, StepFigures};
 use super::rollout::{self, Question, Rollout};
 use super::schedule::LearningRate;
@@ -66,6 +67,7 @@ fn questions<'a>(
 pub struct Stepper {
     pub rollout: Rollout,
     pub policy: Policy,
+    mixing: Option<Mixing>,
     stream: Stream,
     /// Decay of the average of the weights.
     ema: f64,
@@ -85,6 +87,7 @@ impl Stepper {
         Ok(Stepper {
             rollout,
             policy,
+            mixing: Mixing::new(engine, config, data)?,
             stream: Stream::new(),
             ema: config.rl.ema,
         })
@@ -103,6 +106,9 @@ impl Stepper {
         let device = engine.device();
         let before = device.counters();
         self.rollout.upload(data, asked, part)?;
+        if let Some(mixing) = &mut self.mixing {
+            mixing.upload(engine, data, step)?;
+        }
         let updates = (updates, update, value_only);
         let mut s = std::mem::take(&mut self.stream);
         s.clear();
@@ -126,9 +132,22 @@ impl Stepper {
         (updates, update): (usize, &Update),
     ) -> Result<()> {
         let uploaded = self.rollout.uploaded().to_vec();
-        let mut streams = self.rollout.beginnings().map(|rows| {
+        let longest = engine.lengths().next().expect("a length");
+        let lengths = engine.lengths().chain(std::iter::repeat(longest));
+        // Every beginning, and every length of what is mixed in; the two do not depend on each other.
+        let beginnings: Vec<usize> = self.rollout.beginnings().collect();
+        let first = *beginnings.first().expect("a beginning");
+        let count = match &self.mixing {
+            None => beginnings.len(),
+            Some(_) => beginnings.len().max(engine.lengths().count()),
+        };
+        let beginnings = beginnings.into_iter().chain(std::iter::repeat(first));
+        let mut streams = beginnings.zip(lengths).take(count).map(|(rows, lengths)| {
             let parts = uploaded.iter().map(|part| part.taking(rows));
             self.rollout.suppose(parts.collect());
+            if let Some(mixing) = &mut self.mixing {
+                mixing.suppose(engine, lengths);
+            }
             let mut s = Stream::new();
             self.record(&mut s, engine, 0, reference, (updates, update, false));
             s
@@ -153,8 +172,9 @@ impl Stepper {
         }
         for number in 0..updates {
             let flags = (number == 0, value_only);
+            let with = (update, self.mixing.as_ref());
             self.policy
-                .record(s, engine, &self.rollout, reference, update, flags);
+                .record(s, engine, &self.rollout, reference, with, flags);
         }
         engine.average(s, self.ema, step as u64);
     }

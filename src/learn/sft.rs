@@ -35,6 +35,11 @@ impl Plan {
 
     /// From settings and data.
     pub fn of(all: &Config, data: &Dataset) -> Result<Plan> {
+        Self::with_batch(all, data, all.sft.batch, all.sft.accumulate)
+    }
+
+    /// As [`Plan::of`], with other steps: of `batch` documents in `parts` parts.
+    pub fn with_batch(all: &Config, data: &Dataset, batch: usize, parts: usize) -> Result<Plan> {
         let config = &all.sft;
         let levels = data.catalog.levels();
         let items = match config.window {
@@ -47,11 +52,11 @@ impl Plan {
             "no training sequence is long enough: {} sequences, and fine-tuning learns the item after a history",
             data.train.len()
         );
-        let batch = config.batch.min(windows.len());
+        let batch = batch.min(windows.len());
         let steps_per_epoch = windows.len().div_ceil(batch) as u64;
         let planned = steps_per_epoch * config.epochs as u64;
         Ok(Plan {
-            part: batch.div_ceil(config.accumulate),
+            part: batch.div_ceil(parts),
             steps_per_epoch,
             total_steps: match config.max_steps as u64 {
                 0 => planned,
@@ -60,6 +65,11 @@ impl Plan {
             windows,
             batch,
         })
+    }
+
+    /// Every document of an epoch.
+    pub fn documents(&self) -> &[Window] {
+        &self.windows
     }
 
     /// Tokens of the longest document.
@@ -268,11 +278,7 @@ impl Trainer {
 
     /// Makes what steps on parts of any length will need.
     pub fn prepare(&self, engine: &Engine, update: &Update) -> Result<()> {
-        let c = engine.capacity();
-        let most = c.tokens.max(c.rows).max(c.targets);
-        let halved = |&n: &usize| (n > 1).then(|| n.div_ceil(2));
-        let mut streams = std::iter::successors(Some(most), halved).map(|n| {
-            let lengths = [c.tokens, c.rows, c.targets].map(|most| n.min(most));
+        let mut streams = engine.lengths().map(|lengths| {
             let rooms = self.rooms.iter();
             let inputs = rooms.map(|room| Input {
                 dropout: self.regulariser.dropout,
