@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod per_user;
 pub mod report;
 pub mod system;
+mod user_file;
 
 pub use baseline::popularity_ranking;
 pub use bootstrap::{Bootstrap, Difference, Figure, Statistic};
