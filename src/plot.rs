@@ -6,7 +6,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::fmt::Display;
 
 // Pixels.
-const WIDTH: u32 = 460;
+const WIDTH: u32 = 520;
 const HEIGHT: u32 = 230;
 const HEADING: u32 = 44;
 const MARGIN: u32 = 18;
@@ -130,6 +130,7 @@ fn draw(area: &Area, chart: &Chart, y: Option<[f64; 2]>) -> Result<()> {
     let finite = [lo, hi, begin, end].iter().all(|v| v.is_finite());
     anyhow::ensure!(finite, "cannot draw {}: a point is not finite", chart.title);
     let (lo, hi) = widened(lo, hi);
+    let begin = begin.min(0.0);
     let end = if end > begin { end } else { begin + 1.0 };
 
     write(area, &chart.title, (52, 4), 14, TEXT)?;

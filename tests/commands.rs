@@ -109,6 +109,13 @@ fn whole_job(device: &str) {
             "{stage}: {metrics}"
         );
     }
+    // The curves of it: loss, two metrics, three levels and coverage, and for reinforcement learning reward and entropy.
+    let curves = fs::read_to_string(run.join("curves.svg")).unwrap();
+    let document = roxmltree::Document::parse(&curves).unwrap();
+    let lines = document
+        .descendants()
+        .filter(|n| n.has_tag_name("polyline") && n.attribute("stroke-width") == Some("2"));
+    assert_eq!(lines.count(), 7 + 9 + 9);
     // The trained model answers a probe.
     let question = question(work.path());
     let answer = work.path().join("answer.safetensors");

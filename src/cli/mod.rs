@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
+mod ablate;
 mod bench;
 mod data;
 mod doctor;
@@ -51,6 +52,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::Args),
+    Ablate(ablate::Args),
     Eval(eval::Args),
     Recommend(recommend::Args),
     Data(data::Args),
@@ -68,6 +70,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Train(args) => train::run(args),
+            Command::Ablate(args) => ablate::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Recommend(args) => recommend::run(args),
             Command::Data(args) => data::run(&args),

@@ -13,6 +13,7 @@ pub mod bootstrap;
 pub mod metrics;
 pub mod per_user;
 pub mod report;
+mod seeds;
 pub mod system;
 mod user_file;
 

@@ -83,16 +83,19 @@ impl RunFolder {
         atomic_write(&root.join(README_FILE), README.as_bytes())?;
         // Last, because it is what makes the folder a run folder.
         atomic_write(&root.join(CONFIG), config.resolved_toml().as_bytes())?;
-        Ok(RunFolder {
+        Ok(RunFolder::at(root))
+    }
+
+    /// The folder of a run, whether there is one or not.
+    pub fn at(root: &Path) -> RunFolder {
+        RunFolder {
             root: root.to_owned(),
-        })
+        }
     }
 
     /// The folder of an earlier run, to go on with it or to read from it.
     pub fn open(root: &Path) -> Result<RunFolder> {
-        let folder = RunFolder {
-            root: root.to_owned(),
-        };
+        let folder = RunFolder::at(root);
         if !folder.config_path().is_file() {
             bail!("{} is not a run folder: it has no {CONFIG}", root.display());
         }
