@@ -246,7 +246,7 @@ settings! {
         steps: usize = 200, 0..=MANY;
         /// Rollouts after which to stop at the latest, the schedule still being that of `steps`; 0 = no further limit
         max_steps: usize = 0, 0..=MANY;
-        /// Backbone tokens that decoding may spend, in the place of `steps`, the schedule being that of the rollouts they buy; 0 = `steps` counts
+        /// Backbone tokens of decoding that end the stage and its schedule, in the place of `steps`; 0 = `steps` does
         max_decode_tokens: u64 = 0, 0..=MANY_TOKENS;
         /// Prompts per rollout
         prompts: usize = 32, 1..=65_536;

@@ -1,7 +1,7 @@
 //! Intervals of systems that were trained once per seed and evaluated on the same users.
 //!
 //! What varies is the seed and the user, crossed. A resample draws both: the users as for one system, and of the S seeds
-//! S - 1, with replacement, which makes the variance of a mean over few seeds unbiased (Rao & Wu 1988, section 2.3; S draws
+//! S - 1, with replacement, which makes the variance of a mean over few seeds unbiased (Rao & Wu 1988; S draws
 //! would give (S - 1) / S of it). Drawing rows and columns of a table each by itself is Owen's pigeonhole bootstrap (2007).
 //! With one seed an interval is of the users alone.
 

@@ -74,10 +74,10 @@ static SYSTEMS: [System; 5] = [
 
 /// One run of an ablation.
 pub struct Run {
-    pub system: &'static str,
+    system: &'static str,
     /// The name of its folder.
     pub folder: String,
-    pub config: Config,
+    config: Config,
     stages: Stages,
     /// Rollouts it takes to spend the tokens, if each spends all it may.
     steps: u64,
@@ -104,10 +104,10 @@ impl Display for Run {
 pub struct Ablation {
     root: PathBuf,
     /// What V-STAR is trained with.
-    pub config: Config,
-    pub seeds: Vec<u64>,
+    config: Config,
+    seeds: Vec<u64>,
     /// Decode tokens that each system may spend.
-    pub decode_tokens: u64,
+    decode_tokens: u64,
     /// Fine-tuning, then each system for each seed.
     pub runs: Vec<Run>,
 }

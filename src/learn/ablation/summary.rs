@@ -186,8 +186,8 @@ impl Summary<'_> {
             _ => "bootstrap over users and seeds, both drawn anew",
         };
         text += &format!(
-            "\nmean over seeds {seeds:?} and 95% interval ({drawn}); {} users, {}; coverage: range of the seeds; \
-             decode tokens: of training, mean of the seeds\n\n",
+            "\nmean over seeds {seeds:?} and 95% interval ({drawn}); {} users, {}\n\
+             coverage: share of all SIDs shown, with the range of the seeds; decode tokens: of training, mean of the seeds\n\n",
             grouped(users as u64),
             self.data.protocol,
         );
