@@ -46,6 +46,7 @@ const EXAMPLES: &str = "\
 Examples:
   vstar train                          the whole job on the built-in shop
   vstar train --data DIR rl.steps=500  on your own data, with a setting changed
+  vstar ablate --data DIR              what each part of V-STAR is worth there, at equal cost
   vstar train --help                   every option, and every setting with its default
   vstar doctor                         the GPUs found, and which one would be used";
 
