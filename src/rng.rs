@@ -17,6 +17,7 @@ pub enum Stream {
     Test = 7,
     Dropout = 8,
     Embed = 9,
+    SemanticIds = 10,
     /// The order of interactions of the same instant.
     Ties = 11,
     Crop = 12,

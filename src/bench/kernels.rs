@@ -6,8 +6,11 @@ use super::workload::{FineTuning, Reinforcement, SEED, Search, Shape};
 use crate::config::{Candidates, Config};
 use crate::device::recorder::Recorder;
 use crate::device::{Buffer, Cost, Device, DeviceRef, Kernel, Launch, Param, Stream, Type};
+use crate::kernels::centroids::{Members, centroids};
 use crate::kernels::lerp::lerp;
 use crate::kernels::matmul::{Dims, Form, matmul};
+use crate::kernels::nearest::nearest;
+use crate::kernels::residual::{Lookup, residual};
 use crate::kernels::rng;
 use crate::kernels::scale::scale;
 use crate::model::Family;
@@ -137,6 +140,8 @@ pub fn cases(device: &DeviceRef, shape: &Shape, pattern: &str) -> Result<Cases> 
     alive.push(Box::new(search));
     let buffers = draws(&recording)?;
     alive.push(Box::new(buffers));
+    let buffers = clustering(&recording)?;
+    alive.push(Box::new(buffers));
     let mut others = Vec::new();
     collect(device, &mut others, STEPS[2], &recorder.take());
     let known = |name: &str, list: &[Case]| list.iter().any(|case| case.launch.kernel.name == name);
@@ -176,6 +181,66 @@ fn draws(device: &DeviceRef) -> Result<Vec<Buffer>> {
     scale(&mut stream, units, gumbels, 0, scaled, n);
     device.run(&stream)?;
     Ok(buffers)
+}
+
+/// A round of k-means: 4096 points of 64 numbers in 256 clusters, as they come.
+fn clustering(device: &DeviceRef) -> Result<Vec<Buffer>> {
+    const ROWS: usize = 4096;
+    const WIDTH: usize = 64;
+    const CLUSTERS: usize = 256;
+    let mut random = Rng::new(SEED, crate::rng::Stream::Test, 4, 0);
+    let mut matrix = |rows: usize, width: usize| {
+        let values: Vec<f32> = (0..rows * width).map(|_| random.normal()).collect();
+        Buffer::with_f32(device, "clustering", &values)
+    };
+    let (points, means) = (matrix(ROWS, WIDTH)?, matrix(CLUSTERS, WIDTH)?);
+    let (products, norms) = (matrix(ROWS, CLUSTERS)?, matrix(CLUSTERS, 1)?);
+    let (left, square) = (matrix(ROWS, WIDTH)?, matrix(ROWS, 1)?);
+    let code = Buffer::new(device, "codes", ROWS)?;
+    let all: Vec<u32> = (0..ROWS as u32).collect();
+    let rows = Buffer::with_u32(device, "members", &all)?;
+    let begins: Vec<u32> = (0..=CLUSTERS)
+        .map(|k| (k * ROWS / CLUSTERS) as u32)
+        .collect();
+    let begins = Buffer::with_u32(device, "begins", &begins)?;
+    let mut stream = Stream::new();
+    nearest(
+        &mut stream,
+        products.all(),
+        norms.all(),
+        code.all(),
+        ROWS,
+        CLUSTERS,
+    );
+    let of = Lookup {
+        table: means.all(),
+        index: code.all(),
+    };
+    residual(
+        &mut stream,
+        points.all(),
+        of,
+        left.all(),
+        square.all(),
+        ROWS,
+        WIDTH,
+    );
+    let members = Members {
+        rows: rows.all(),
+        begins: begins.all(),
+    };
+    centroids(
+        &mut stream,
+        points.all(),
+        members,
+        means.all(),
+        CLUSTERS,
+        WIDTH,
+    );
+    device.run(&stream)?;
+    Ok(vec![
+        points, means, products, norms, left, square, code, rows, begins,
+    ])
 }
 
 /// The square product, in its three transpositions.

@@ -1,5 +1,7 @@
 //! `vstar sid`: semantic IDs, one subcommand for each thing to do with them.
 
+mod build;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -20,6 +22,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Sid {
+    Build(build::Args),
     Report(ReportArgs),
 }
 
@@ -29,6 +32,7 @@ enum Sid {
 /// Any fault in the data, in one line.
 pub fn run(args: Args) -> Result<()> {
     match args.command {
+        Sid::Build(args) => build::run(&args),
         Sid::Report(args) => report(&args),
     }
 }

@@ -1,9 +1,10 @@
-//! Whole steps: one of fine-tuning and one of V-STAR. `vstar validate` runs them with small models on a few prompts of the
-//! built-in shop: on a lockstep device every launch of them is compared, at the sizes and in the order of a real step.
-//! `vstar tune` runs them with the user's settings and data.
+//! Whole steps: one of fine-tuning and one of V-STAR, and SIDs of a few items. `vstar validate` runs them with small models
+//! on a few prompts of the built-in shop: on a lockstep device every launch of them is compared, at the sizes and in the
+//! order of a real step. `vstar tune` runs them with the user's settings and data.
 
 use anyhow::{Result, ensure};
 
+use crate::catalog::Embeddings;
 use crate::config::{Arch, Config, Precision, PromptAttention};
 use crate::data::{Dataset, LoadOptions};
 use crate::decode::search::{Decoding, Searcher};
@@ -18,6 +19,8 @@ use crate::learn::{job, sft};
 use crate::model::Model;
 use crate::model::checkpoint::Init;
 use crate::model::optimiser::Update;
+use crate::rng::{self, Rng};
+use crate::sid::build::{self, Method, Resolution};
 
 /// Runs one step on a fresh device.
 pub type Step = fn(&DeviceRef) -> Result<()>;
@@ -40,6 +43,7 @@ pub const WHOLE_STEPS: &[(&str, Step)] = &[
     ("rl step, qwen2", |device| {
         Steps::small(Arch::Qwen2)?.reinforce(device)
     }),
+    ("semantic ids", semantic_ids),
 ];
 
 /// The same with activations and operands of f16, for devices that have it.
@@ -51,6 +55,24 @@ pub const HALF_STEPS: &[(&str, Step)] = &[
         Steps::small(Arch::Qwen2)?.halved().reinforce(device)
     }),
 ];
+
+/// SIDs of a few items by residual k-means.
+fn semantic_ids(device: &DeviceRef) -> Result<()> {
+    const ITEMS: usize = 300;
+    const DIM: usize = 17;
+    let mut draws = Rng::new(1, rng::Stream::Test, 5, 0);
+    let embeddings = Embeddings {
+        dim: DIM,
+        data: (0..ITEMS * DIM).map(|_| draws.normal()).collect(),
+    };
+    let options = build::Options {
+        method: Method::ResidualKmeans,
+        codes: vec![23, 8],
+        collisions: Resolution::Digit,
+        seed: 1,
+    };
+    build::build(device, ITEMS, Some(&embeddings), &options, &mut |_| ()).map(drop)
+}
 
 /// Documents of a fine-tuning step, in parts of so many.
 const DOCUMENTS: usize = 9;

@@ -7,6 +7,7 @@ pub mod advantage;
 pub mod attention;
 pub mod beam;
 pub mod candidates;
+pub mod centroids;
 pub mod column_sum;
 pub mod compact;
 pub mod copy;
@@ -28,8 +29,10 @@ mod matmul_cpu;
 mod matmul_forms;
 pub mod matmul_softmax;
 mod matmul_tile;
+pub mod nearest;
 pub mod objective;
 pub mod reduce;
+pub mod residual;
 pub mod reward;
 pub mod rmsnorm;
 pub mod rng;
@@ -62,6 +65,7 @@ pub static ALL: &[&Kernel] = &[
     &attention::FORWARD,
     &beam::BEAM,
     &candidates::CANDIDATES,
+    &centroids::CENTROIDS,
     &column_sum::COLUMN_SUM,
     &compact::COMPACT,
     &copy::COPY,
@@ -83,9 +87,11 @@ pub static ALL: &[&Kernel] = &[
     &matmul::TN,
     &matmul_softmax::NN,
     &matmul_softmax::TN,
+    &nearest::NEAREST,
     &objective::OBJECTIVE,
     &reduce::COLUMNS,
     &reduce::DOT,
+    &residual::RESIDUAL,
     &reward::REWARD,
     &rmsnorm::BACKWARD,
     &rmsnorm::BACKWARD_IN_PLACE,
@@ -134,6 +140,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("attention", attention::cases),
     ("beam", beam::cases),
     ("candidates", candidates::cases),
+    ("centroids", centroids::cases),
     ("column_sum", column_sum::cases),
     ("compact", compact::cases),
     ("copy", copy::cases),
@@ -148,8 +155,10 @@ pub static CASES: &[(&str, Cases)] = &[
     ("log_softmax", log_softmax::cases),
     ("matmul", matmul::cases),
     ("matmul_softmax", matmul_softmax::cases),
+    ("nearest", nearest::cases),
     ("objective", objective::cases),
     ("reduce", reduce::cases),
+    ("residual", residual::cases),
     ("reward", reward::cases),
     ("rmsnorm", rmsnorm::cases),
     ("rng", rng::cases),

@@ -143,7 +143,7 @@ impl Level {
 }
 
 /// exp(-sum p ln p) of a distribution by its counts.
-fn perplexity(counts: &[usize]) -> f64 {
+pub(super) fn perplexity(counts: &[usize]) -> f64 {
     let total: usize = counts.iter().sum();
     let entropy: f64 = counts
         .iter()
