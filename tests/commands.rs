@@ -109,6 +109,26 @@ fn whole_job(device: &str) {
             "{stage}: {metrics}"
         );
     }
+    // Every figure is documented, `name/1` as `name/..`.
+    let formats = include_str!("../docs/formats.md");
+    let documented = |key: &str| {
+        let name = key.trim_start_matches("device/");
+        formats.contains(&format!("`{}", name.trim_end_matches(char::is_numeric)))
+    };
+    assert!(!documented("prefix_miss@10/1"));
+    for record in metrics.lines() {
+        let record: Value = serde_json::from_str(record).unwrap();
+        for key in record.as_object().unwrap().keys() {
+            assert!(documented(key), "{key}");
+        }
+    }
+    // The curves of it: loss, two metrics, three levels and coverage, and for reinforcement learning reward and entropy.
+    let curves = fs::read_to_string(run.join("curves.svg")).unwrap();
+    let document = roxmltree::Document::parse(&curves).unwrap();
+    let lines = document
+        .descendants()
+        .filter(|n| n.has_tag_name("polyline") && n.attribute("stroke-width") == Some("2"));
+    assert_eq!(lines.count(), 7 + 9 + 9);
     // The trained model answers a probe.
     let question = question(work.path());
     let answer = work.path().join("answer.safetensors");

@@ -426,6 +426,8 @@ fn no_validation(_: &Model) -> anyhow::Result<Validation> {
     Ok(Validation {
         hr10: 0.0,
         value_hr10: 0.0,
+        coverage10: 0.0,
+        prefix_hit10: vec![0.0; 3],
         ndcg10: 0.0,
         metric: 0.0,
     })

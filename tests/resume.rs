@@ -294,6 +294,8 @@ fn fine_tune(
         Ok(Validation {
             hr10: metric,
             value_hr10: metric,
+            coverage10: metric,
+            prefix_hit10: vec![metric; 3],
             ndcg10: metric,
             metric,
         })

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
+mod ablate;
 mod bench;
 mod data;
 mod doctor;
@@ -45,12 +46,14 @@ const EXAMPLES: &str = "\
 Examples:
   vstar train                          the whole job on the built-in shop
   vstar train --data DIR rl.steps=500  on your own data, with a setting changed
+  vstar ablate --data DIR              what each part of V-STAR is worth there, at equal cost
   vstar train --help                   every option, and every setting with its default
   vstar doctor                         the GPUs found, and which one would be used";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::Args),
+    Ablate(ablate::Args),
     Eval(eval::Args),
     Recommend(recommend::Args),
     Data(data::Args),
@@ -68,6 +71,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Train(args) => train::run(args),
+            Command::Ablate(args) => ablate::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Recommend(args) => recommend::run(args),
             Command::Data(args) => data::run(&args),

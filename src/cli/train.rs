@@ -85,33 +85,33 @@ pub enum Stages {
     Eval,
 }
 
-impl Args {
-    /// The resolved configuration: that of the run to go on with, of the --config file, or of the
-    /// built-in shop, under the options and then the settings given as arguments.
-    fn resolve(&self) -> Result<Config> {
-        let run = self.resume.as_deref().map(RunFolder::open).transpose()?;
-        let resumed = run.map(|run| run.config_path());
-        let mut overrides = Vec::new();
-        if let Some(data) = &self.data {
-            overrides.push(format!("data.path={}", absolute(data)?));
-        }
-        if let Some(seed) = self.seed {
-            overrides.push(format!("seed={seed}"));
-        }
-        overrides.extend_from_slice(&self.overrides);
-        let file = resumed.as_deref().or(self.config.as_deref());
-        let mut config = Config::load(file, &overrides)?;
-        // The built-in shop comes with the settings made for it.
-        if file.is_none() && config.data.path.is_empty() {
-            config = Config::load_text("assets/shop.toml", SHOP, &overrides)?;
-        }
-        for path in [&mut config.model.init, &mut config.reward.value_table] {
-            if !path.is_empty() {
-                *path = absolute(Path::new(path))?;
-            }
-        }
-        Ok(config)
+/// The resolved configuration: that of `file`, or of the built-in shop where neither a file nor data is given, under the
+/// options and then the settings given as arguments.
+pub(super) fn resolve(
+    file: Option<&Path>,
+    data: Option<&Path>,
+    seed: Option<u64>,
+    settings: &[String],
+) -> Result<Config> {
+    let mut overrides = Vec::new();
+    if let Some(data) = data {
+        overrides.push(format!("data.path={}", absolute(data)?));
     }
+    if let Some(seed) = seed {
+        overrides.push(format!("seed={seed}"));
+    }
+    overrides.extend_from_slice(settings);
+    let mut config = Config::load(file, &overrides)?;
+    // The built-in shop comes with the settings made for it.
+    if file.is_none() && config.data.path.is_empty() {
+        config = Config::load_text("assets/shop.toml", SHOP, &overrides)?;
+    }
+    for path in [&mut config.model.init, &mut config.reward.value_table] {
+        if !path.is_empty() {
+            *path = absolute(Path::new(path))?;
+        }
+    }
+    Ok(config)
 }
 
 /// The path as a setting that means the same from any working folder, for a later --resume.
@@ -126,7 +126,10 @@ pub(super) fn absolute(path: &Path) -> Result<String> {
 
 /// Trains.
 pub fn run(args: Args) -> Result<()> {
-    let config = args.resolve()?;
+    let run = args.resume.as_deref().map(RunFolder::open).transpose()?;
+    let resumed = run.map(|run| run.config_path());
+    let file = resumed.as_deref().or(args.config.as_deref());
+    let config = resolve(file, args.data.as_deref(), args.seed, &args.overrides)?;
     let data = super::load_data(&config)?;
     let device = args.device.open()?;
     let mut out = std::io::stdout().lock();

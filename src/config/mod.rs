@@ -50,6 +50,14 @@ impl Config {
         }
     }
 
+    /// The first setting that differs in `other`: `rl.lr = 0.1 there, 0.2`.
+    pub fn difference(&self, other: &Config) -> Option<String> {
+        let differs = |s: &&Setting| (s.get)(self) != (s.get)(other);
+        let setting = SETTINGS.iter().find(differs)?;
+        let [there, here] = [self, other].map(setting.get);
+        Some(format!("{} = {there} there, {here}", setting.key))
+    }
+
     /// The whole configuration as TOML, each setting under its doc and what it allows.
     /// [`Config::load`] reads it back to an equal configuration.
     pub fn resolved_toml(&self) -> String {

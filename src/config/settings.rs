@@ -136,7 +136,9 @@ macro_rules! settings {
 }
 
 /// TOML's integers are signed, so half of the 64-bit seeds cannot be written.
-const MAX_SEED: u64 = i64::MAX as u64;
+pub const MAX_SEED: u64 = i64::MAX as u64;
+/// More tokens than any run decodes, whose sums are far from overflow.
+const MANY_TOKENS: u64 = 1_000_000_000_000_000;
 /// More steps, users or tokens than any run has, and still a 32-bit count.
 const MANY: usize = 1_000_000_000;
 /// "Above 0" for divisors and rates: below any useful value, far from underflow.
@@ -244,6 +246,8 @@ settings! {
         steps: usize = 200, 0..=MANY;
         /// Rollouts after which to stop at the latest, the schedule still being that of `steps`; 0 = no further limit
         max_steps: usize = 0, 0..=MANY;
+        /// Backbone tokens of decoding that end the stage and its schedule, in the place of `steps`; 0 = `steps` does
+        max_decode_tokens: u64 = 0, 0..=MANY_TOKENS;
         /// Prompts per rollout
         prompts: usize = 32, 1..=65_536;
         /// Candidates per prompt (G)

@@ -160,17 +160,11 @@ impl Bootstrap {
             return Ok(None);
         };
         let replicates = self.replicates(&[system.clone(), baseline.clone()]);
-        let absolute = figure(a - b, replicates.iter().map(|r| r[0] - r[1]));
-        let relative = if b == 0.0 {
-            None
-        } else {
-            figure((a - b) / b, replicates.iter().map(|r| (r[0] - r[1]) / r[1]))
-        };
-        Ok(absolute.map(|absolute| Difference { absolute, relative }))
+        Ok(difference([a, b], replicates.iter().map(|r| [r[0], r[1]])))
     }
 
     /// `[resamples][statistics]`, NaN where undefined. A resample's users are drawn once for all.
-    fn replicates(&self, statistics: &[Statistic]) -> Vec<Vec<f64>> {
+    pub(super) fn replicates(&self, statistics: &[Statistic]) -> Vec<Vec<f64>> {
         let users = statistics.first().map_or(0, Statistic::users);
         assert!(
             statistics.iter().all(|s| s.users() == users),
@@ -203,8 +197,21 @@ impl Bootstrap {
     }
 }
 
+/// The difference of two estimates, [system, baseline], with the intervals of their replicates' differences.
+pub(super) fn difference(
+    [a, b]: [f64; 2],
+    replicates: impl Iterator<Item = [f64; 2]> + Clone,
+) -> Option<Difference> {
+    let absolute = figure(a - b, replicates.clone().map(|[a, b]| a - b))?;
+    let relative = match b {
+        0.0 => None,
+        _ => figure((a - b) / b, replicates.map(|[a, b]| (a - b) / b)),
+    };
+    Some(Difference { absolute, relative })
+}
+
 /// The percentile interval around `mean`; `None` if no replicate is defined.
-fn figure(mean: f64, replicates: impl Iterator<Item = f64>) -> Option<Figure> {
+pub(super) fn figure(mean: f64, replicates: impl Iterator<Item = f64>) -> Option<Figure> {
     let mut sorted: Vec<f64> = replicates.filter(|x| x.is_finite()).collect();
     if sorted.is_empty() {
         return None;

@@ -13,7 +13,9 @@ pub mod bootstrap;
 pub mod metrics;
 pub mod per_user;
 pub mod report;
+mod seeds;
 pub mod system;
+mod user_file;
 
 pub use baseline::popularity_ranking;
 pub use bootstrap::{Bootstrap, Difference, Figure, Statistic};

@@ -209,7 +209,7 @@ pub fn table<'a>(rows: &[Row<'a>]) -> Result<String> {
 }
 
 /// A Markdown table from a header row and body rows; the first column flush left, the others right.
-fn aligned(cells: &[Vec<String>]) -> String {
+pub fn aligned(cells: &[Vec<String>]) -> String {
     let columns = cells[0].len();
     let width = |c: usize| cells.iter().map(|row| row[c].chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
@@ -236,7 +236,7 @@ fn aligned(cells: &[Vec<String>]) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -31,12 +31,16 @@ pub struct Context<'a> {
 }
 
 /// Figures of one validation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Validation {
     pub hr10: f64,
     pub ndcg10: f64,
     /// HR@10 weighted by the targets' worth.
     pub value_hr10: f64,
+    /// Share of all SIDs in anyone's top ten.
+    pub coverage10: f64,
+    /// [L] share of users whose top ten holds the target's first 1, 2, .. codes.
+    pub prefix_hit10: Vec<f64>,
     /// What the run is after: NDCG@10, weighted by worth where the reward is.
     pub metric: f64,
 }
@@ -54,6 +58,11 @@ impl Context<'_> {
         attention(self.config)
     }
 
+    /// Wall-clock seconds of the run so far.
+    pub fn seconds(&self) -> f64 {
+        self.elapsed_before + self.started.elapsed().as_secs_f64()
+    }
+
     /// Saves model, optimiser and state.
     pub fn save(&mut self, engine: &Engine, state: &mut State) -> Result<()> {
         self.save_with(engine, state, |_| Ok(()))
@@ -66,7 +75,7 @@ impl Context<'_> {
         state: &mut State,
         more: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
-        state.elapsed_seconds = self.elapsed_before + self.started.elapsed().as_secs_f64();
+        state.elapsed_seconds = self.seconds();
         self.checkpoints.save(state, |folder| {
             engine.result().save(folder)?;
             let (layout, optimiser) = (engine.layout(), &engine.optimiser);
@@ -266,5 +275,10 @@ impl Record {
         self.number("hr@10", v.hr10)
             .number("ndcg@10", v.ndcg10)
             .number("value_hr@10", v.value_hr10)
+            .number("coverage@10", v.coverage10);
+        for (level, &hit) in (1..).zip(&v.prefix_hit10) {
+            self.number(&format!("prefix_hit@10/{level}"), hit);
+        }
+        self
     }
 }

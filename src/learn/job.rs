@@ -1,5 +1,6 @@
 //! The whole job: fine-tuning, V-STAR, the baseline, the final comparison.
 
+use super::comparison::{self, System, bootstrap};
 use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine, Options};
 use super::{mixing, rl, rollout, sft};
@@ -7,17 +8,17 @@ use crate::config::{self, Arch, Candidates, Config};
 use crate::data::Dataset;
 use crate::decode::search::{Decoding, Searcher};
 use crate::device::{DeviceRef, Precision};
-use crate::eval::bootstrap::Bootstrap;
-use crate::eval::metrics::Evaluation;
+use crate::eval::bootstrap::Statistic;
+use crate::eval::metrics::{Evaluation, coverage};
 use crate::eval::per_user::{Credit, Gain};
-use crate::eval::report::{Report, Row, compare, table};
+use crate::eval::report::Report;
 use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
 use crate::kernels::half_test::half_test;
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
 use crate::run::{Stage, State, locate_model};
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -146,20 +147,17 @@ pub fn baseline(config: &Config) -> Config {
     config
 }
 
-/// What the final table holds of one system.
-struct System {
-    name: &'static str,
-    evaluation: Evaluation,
-    report: Report,
-    decode_tokens: u64,
-    train_decode_tokens: Option<u64>,
-}
-
 /// In the baseline's state: the decode tokens that reinforcement learning spent, which it may spend too.
 const TOKENS_BEFORE: &str = "decode_tokens_before";
 
+/// A run under way.
 struct Job<'a> {
     context: Context<'a>,
+    stages: Stages,
+    /// Where it stands when it begins, the checkpoint that says so, and the model it was given.
+    start: State,
+    resume: Option<PathBuf>,
+    given: Option<PathBuf>,
     engine: Engine,
     tables: SidTables,
     validation: Searcher,
@@ -168,70 +166,81 @@ struct Job<'a> {
 /// Runs the stages asked for; with `resume`, goes on from the folder's latest checkpoint. Returns the final table.
 pub fn run(
     device: &DeviceRef,
-    mut context: Context,
+    context: Context,
     stages: Stages,
     resume: Option<PathBuf>,
 ) -> Result<String> {
-    let (config, data) = (context.config, context.data);
-    let start = match &resume {
-        Some(checkpoint) => State::load(checkpoint)?,
-        None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
-    };
-    context.elapsed_before = start.elapsed_seconds;
-    if let Some(checkpoint) = &resume {
-        restore_choices(device, checkpoint);
-    }
-    let plan = sft::Plan::new(&context)?;
-    let (init, precision) = (context.init(), tried_precision(device, config)?);
-    let positions = plan.longest(data.catalog.levels()).max(positions(data));
-    let given = match config.model.init.as_str() {
-        "" => None,
-        folder => Some(locate_model(Path::new(folder))?.checkpoint),
-    };
-    let from = resume.as_ref().or(given.as_ref());
-    ensure!(
-        stages.sft || from.is_some(),
-        "--stage rl and --stage eval need a model: give model.init=DIR, a run folder's checkpoint"
-    );
-    let model = match from {
-        Some(dir) => load_model(device, dir, data, positions, precision, init)?,
-        None => {
-            let shape = architecture(config, data);
-            Model::initialised(device, &shape, positions, precision, init)?
-        }
-    };
-    let (engine, mut validation) = prepare(model, config, data, &plan, stages)?;
-    validation.prepare(&engine.model)?;
-    let tables = SidTables::new(data);
-    let mut job = Job {
-        context,
-        engine,
-        tables,
-        validation,
-    };
-    job.run(stages, start, resume.as_deref(), given.as_deref())
+    Job::begin(device, context, stages, resume)?.run()
 }
 
-impl Job<'_> {
-    fn run(
-        &mut self,
+/// One system of an ablation: the stage asked for, if any, then the evaluation of what it leaves, by itself, as `name`.
+/// Writes the test users' figures, then `result.json`. Goes on as [`run`] does.
+pub fn run_system(
+    device: &DeviceRef,
+    context: Context,
+    stages: Stages,
+    resume: Option<PathBuf>,
+    name: &'static str,
+) -> Result<()> {
+    Job::begin(device, context, stages, resume)?.run_system(name)
+}
+
+impl<'a> Job<'a> {
+    fn begin(
+        device: &DeviceRef,
+        mut context: Context<'a>,
         stages: Stages,
-        start: State,
-        resume: Option<&Path>,
-        given: Option<&Path>,
-    ) -> Result<String> {
-        let mut systems = Vec::new();
-        if stages.sft && start.stage == Stage::Sft {
-            if let Some(checkpoint) = resume {
-                self.context.restore(&self.engine, checkpoint)?;
-            }
-            self.fine_tune(start.clone())?;
-        }
-        // Where reinforcement learning starts: the best fine-tuned weights, or the model given.
-        let origin = match self.context.checkpoints.best(Stage::Sft)? {
-            Some(best) => Some(best),
-            None => given.map(Path::to_path_buf),
+        resume: Option<PathBuf>,
+    ) -> Result<Job<'a>> {
+        let (config, data) = (context.config, context.data);
+        let start = match &resume {
+            Some(checkpoint) => State::load(checkpoint)?,
+            None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
         };
+        context.elapsed_before = start.elapsed_seconds;
+        if let Some(checkpoint) = &resume {
+            restore_choices(device, checkpoint);
+        }
+        let plan = sft::Plan::new(&context)?;
+        let (init, precision) = (context.init(), tried_precision(device, config)?);
+        let positions = plan.longest(data.catalog.levels()).max(positions(data));
+        let given = match config.model.init.as_str() {
+            "" => None,
+            folder => Some(locate_model(Path::new(folder))?.checkpoint),
+        };
+        let from = resume.as_ref().or(given.as_ref());
+        ensure!(
+            stages.sft || from.is_some(),
+            "--stage rl and --stage eval need a model: give model.init=DIR, a run folder's checkpoint"
+        );
+        let model = match from {
+            Some(dir) => load_model(device, dir, data, positions, precision, init)?,
+            None => {
+                let shape = architecture(config, data);
+                Model::initialised(device, &shape, positions, precision, init)?
+            }
+        };
+        let (engine, mut validation) = prepare(model, config, data, &plan, stages)?;
+        validation.prepare(&engine.model)?;
+        Ok(Job {
+            context,
+            stages,
+            start,
+            resume,
+            given,
+            engine,
+            tables: SidTables::new(data),
+            validation,
+        })
+    }
+
+    fn run(mut self) -> Result<String> {
+        let stages = self.stages;
+        let mut systems = Vec::new();
+        if stages.sft {
+            self.fine_tune()?;
+        }
+        let origin = self.origin()?;
         if stages.eval {
             if let Some(origin) = &origin {
                 self.context.restore_weights(&self.engine.model, origin)?;
@@ -239,24 +248,60 @@ impl Job<'_> {
             systems.push(self.evaluate("SFT", None)?);
         }
         if stages.rl {
-            let origin = origin.context("reinforcement learning needs a fine-tuned model")?;
-            let begun = (&start, resume);
-            let tokens = self.reinforce(Stage::Rl, &origin, begun, None)?;
+            let origin = origin.context(NO_ORIGIN)?;
+            let tokens = self.reinforce(Stage::Rl, &origin, None)?;
             if stages.eval {
                 systems.push(self.evaluate("V-STAR", Some(tokens))?);
             }
             if stages.eval && self.context.config.eval.baselines {
-                let spent = self.reinforce(Stage::Grpo, &origin, begun, Some(tokens))?;
+                let spent = self.reinforce(Stage::Grpo, &origin, Some(tokens))?;
                 systems.insert(1, self.evaluate("GRPO (beam)", Some(spent))?);
             }
         }
+        self.draw_curves()?;
         if !stages.eval {
             return Ok(String::new());
         }
         self.finish(systems)
     }
 
-    fn fine_tune(&mut self, state: State) -> Result<()> {
+    fn run_system(mut self, name: &'static str) -> Result<()> {
+        let mut spent = None;
+        if self.stages.sft {
+            self.fine_tune()?;
+        }
+        if self.stages.rl {
+            let origin = self.origin()?.context(NO_ORIGIN)?;
+            spent = Some(self.reinforce(Stage::Rl, &origin, None)?);
+        }
+        self.draw_curves()?;
+        let system = self.evaluate(name, spent)?;
+        let folder = self.context.folder;
+        system.evaluation.per_user.save(&folder.test_users_path())?;
+        let result = comparison::result(&self.context, &self.engine.model, &[system])?;
+        folder.write_result(&result.into())
+    }
+
+    /// Where reinforcement learning starts: the best fine-tuned weights, or the model given.
+    fn origin(&self) -> Result<Option<PathBuf>> {
+        let best = self.context.checkpoints.best(Stage::Sft)?;
+        Ok(best.or_else(|| self.given.clone()))
+    }
+
+    fn draw_curves(&self) -> Result<()> {
+        let Context { data, folder, .. } = &self.context;
+        folder.draw_curves(&format!("Training on {}", data.name))
+    }
+
+    /// Fine-tunes, unless the run is past it.
+    fn fine_tune(&mut self) -> Result<()> {
+        if self.start.stage > Stage::Sft {
+            return Ok(());
+        }
+        if let Some(checkpoint) = &self.resume {
+            self.context.restore(&self.engine, checkpoint)?;
+        }
+        let state = self.start.clone();
         let plan = sft::Plan::new(&self.context)?;
         let users = self.context.config.sft.eval_users;
         let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
@@ -267,13 +312,8 @@ impl Job<'_> {
 
     /// Runs a reinforcement stage from `origin`, or from where the run had begun it, unless the run is past it; leaves
     /// its best weights in the engine. Returns the decode tokens it spent.
-    fn reinforce(
-        &mut self,
-        stage: Stage,
-        origin: &Path,
-        (start, resume): (&State, Option<&Path>),
-        token_limit: Option<u64>,
-    ) -> Result<u64> {
+    fn reinforce(&mut self, stage: Stage, origin: &Path, token_limit: Option<u64>) -> Result<u64> {
+        let start = &self.start;
         if start.stage > stage
             && let Some(best) = self.context.checkpoints.best(stage)?
         {
@@ -285,7 +325,8 @@ impl Job<'_> {
             Stage::Grpo => baseline(self.context.config),
             _ => self.context.config.clone(),
         };
-        let state = match resume.filter(|_| start.stage == stage) {
+        let begun = self.resume.as_ref().filter(|_| start.stage == stage);
+        let state = match begun {
             Some(checkpoint) => {
                 self.context.restore(&self.engine, checkpoint)?;
                 start.clone()
@@ -304,9 +345,12 @@ impl Job<'_> {
         let (data, tables, searcher) = (self.context.data, &self.tables, &mut self.validation);
         let weighted = config.reward.value > 0.0;
         let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
-        let limit = rl::Limit {
-            steps: (token_limit.is_none()).then_some(config.rl.last_step() as u64),
-            decode_tokens: token_limit,
+        let limit = match token_limit {
+            None => rl::Limit::of(&config.rl),
+            decode_tokens => rl::Limit {
+                steps: None,
+                decode_tokens,
+            },
         };
         let state = rl::run(
             &mut self.context,
@@ -334,7 +378,7 @@ impl Job<'_> {
             |done| progress.step(done as u64, &[]),
         )?;
         self.context.progress.finish();
-        self.system(name, evaluation, decode_tokens, train_decode_tokens)
+        Ok(self.system(name, evaluation, decode_tokens, train_decode_tokens))
     }
 
     fn system(
@@ -343,25 +387,16 @@ impl Job<'_> {
         evaluation: Evaluation,
         decode_tokens: u64,
         train_decode_tokens: Option<u64>,
-    ) -> Result<System> {
-        let report = Report::new(
-            &self.context.data.protocol.to_string(),
-            &evaluation,
-            &self.bootstrap(),
-        );
-        Ok(System {
+    ) -> System {
+        let (config, data) = (self.context.config, self.context.data);
+        let protocol = data.protocol.to_string();
+        let report = Report::new(&protocol, &evaluation, &bootstrap(config));
+        System {
             name,
             evaluation,
             report,
             decode_tokens,
             train_decode_tokens,
-        })
-    }
-
-    fn bootstrap(&self) -> Bootstrap {
-        Bootstrap {
-            seed: self.context.config.seed,
-            resamples: self.context.config.eval.bootstrap as u32,
         }
     }
 
@@ -372,80 +407,17 @@ impl Job<'_> {
             let examples = limited(&data.test, config.eval.max_users);
             let beam = self.validation.beam();
             let popularity = baseline_evaluation(data, &self.tables, &examples, beam)?;
-            systems.insert(0, self.system("popularity", popularity, 0, None)?);
+            systems.insert(0, self.system("popularity", popularity, 0, None));
         }
-        let rows: Vec<Row> = systems
-            .iter()
-            .map(|s| Row {
-                name: s.name,
-                report: &s.report,
-                decode_tokens: s.decode_tokens,
-            })
-            .collect();
-        let mut text = table(&rows)?;
-        let mut comparisons = serde_json::Map::new();
-        let find = |name| systems.iter().find(|s: &&System| s.name == name);
-        if let (Some(ours), Some(sft)) = (find("V-STAR"), find("SFT")) {
-            let measures = [
-                ("ndcg@10", Gain::Ndcg, false),
-                ("hr@10", Gain::Hr, false),
-                ("value_hr@10", Gain::Hr, true),
-            ];
-            for (key, gain, valued) in measures {
-                let top = sft.report.top;
-                let difference = compare(
-                    &self.bootstrap(),
-                    &ours.evaluation.per_user,
-                    &sft.evaluation.per_user,
-                    |p| match valued {
-                        true => p.valued(gain, Credit::Sid, top),
-                        false => p.ranking(gain, Credit::Sid, top),
-                    },
-                )?;
-                if let Some(difference) = difference {
-                    text.push_str(&format!(
-                        "V-STAR over SFT, {key}: {difference} (paired bootstrap)\n"
-                    ));
-                    comparisons.insert(key.into(), serde_json::to_value(difference)?);
-                }
-            }
-        }
-        for s in &systems {
-            if let Some(tokens) = s.train_decode_tokens {
-                text.push_str(&format!(
-                    "{} spent {tokens} decode tokens in training\n",
-                    s.name
-                ));
-            }
-        }
-        let figures = systems
-            .iter()
-            .map(|s| {
-                let mut object = serde_json::Map::new();
-                s.report.merge_into(&mut object)?;
-                object.insert("decode_tokens".into(), s.decode_tokens.into());
-                object.insert("train_decode_tokens".into(), json!(s.train_decode_tokens));
-                Ok((s.name.to_string(), Value::Object(object)))
-            })
-            .collect::<Result<serde_json::Map<_, _>>>()?;
-        let device = self.engine.device();
-        let seconds = self.context.elapsed_before + self.context.started.elapsed().as_secs_f64();
-        self.context.folder.write_result(&json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "data": data.name,
-            "protocol": data.protocol.to_string(),
-            "seed": config.seed,
-            "device": device.info(),
-            "parameters": self.engine.model.architecture.parameters(),
-            "seconds": seconds,
-            "counters": device.counters(),
-            "memory": device.memory(),
-            "systems": figures,
-            "vstar_over_sft": comparisons,
-        }))?;
+        let (text, differences) = comparison::summary(config, &systems)?;
+        let mut result = comparison::result(&self.context, &self.engine.model, &systems)?;
+        result.insert("vstar_over_sft".into(), differences.into());
+        self.context.folder.write_result(&result.into())?;
         Ok(text)
     }
 }
+
+const NO_ORIGIN: &str = "reinforcement learning needs a fine-tuned model";
 
 /// At most `limit` of the examples, evenly spread (files often order users by activity); 0: all.
 pub fn limited<T: Clone>(examples: &[T], limit: usize) -> Cow<'_, [T]> {
@@ -471,12 +443,15 @@ fn validate(
     }
     let (evaluation, _) = evaluate(model, data, tables, searcher, &examples, |_| {})?;
     let (p, top) = (&evaluation.per_user, evaluation.top);
-    let value = |s: crate::eval::bootstrap::Statistic| s.value().unwrap_or(0.0);
+    let value = |s: Statistic| s.value().unwrap_or(0.0);
+    let levels = 1..=evaluation.levels;
     let ndcg10 = value(p.ranking(Gain::Ndcg, Credit::Sid, top));
     Ok(Validation {
         hr10: value(p.ranking(Gain::Hr, Credit::Sid, top)),
         ndcg10,
         value_hr10: value(p.valued(Gain::Hr, Credit::Sid, top)),
+        coverage10: coverage(&evaluation.exposure),
+        prefix_hit10: levels.map(|l| value(p.prefix_hit(l))).collect(),
         metric: if weighted {
             value(p.valued(Gain::Ndcg, Credit::Sid, top))
         } else {

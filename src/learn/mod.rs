@@ -1,5 +1,7 @@
 //! Training: fine-tuning, reinforcement learning, and what they share.
 
+pub mod ablation;
+pub mod comparison;
 pub mod context;
 pub mod engine;
 pub mod head;

@@ -10,7 +10,7 @@ use super::mixing::Mixing;
 use super::policy::{Policy, StepFigures};
 use super::rollout::{self, Question, Rollout};
 use super::schedule::LearningRate;
-use crate::config::Config;
+use crate::config::{Config, Rl};
 use crate::data::Dataset;
 use crate::device::{Counters, Reading, Stream};
 use crate::model::Model;
@@ -30,15 +30,28 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// That of these settings.
+    pub fn of(rl: &Rl) -> Limit {
+        match rl.max_decode_tokens {
+            0 => Limit {
+                steps: Some(rl.last_step() as u64),
+                decode_tokens: None,
+            },
+            tokens => Limit {
+                steps: (rl.max_steps > 0).then_some(rl.max_steps as u64),
+                decode_tokens: Some(tokens),
+            },
+        }
+    }
+
     fn reached(&self, state: &State) -> bool {
         self.steps.is_some_and(|n| state.step >= n)
             || self.decode_tokens.is_some_and(|n| state.decode_tokens >= n)
     }
 
-    /// Steps this comes to when each decodes `per_step` tokens.
-    fn total(&self, per_step: u64) -> u64 {
-        let by_tokens = self.decode_tokens.map(|n| n.div_ceil(per_step.max(1)));
-        self.steps.into_iter().chain(by_tokens).min().unwrap_or(0)
+    /// Steps that the tokens buy when each decodes `per_step`.
+    fn bought(&self, per_step: u64) -> Option<u64> {
+        self.decode_tokens.map(|n| n.div_ceil(per_step.max(1)))
     }
 }
 
@@ -261,17 +274,15 @@ pub fn run(
     let mut stepper = Stepper::new(engine, config, data)?;
     let mut prepared = false;
     let per_step = (rl.prompts * stepper.rollout.searcher.budget()) as u64;
-    let total = limit.total(per_step);
+    let bought = limit.bought(per_step);
+    let total = limit.steps.into_iter().chain(bought).min().unwrap_or(0);
     let rate = LearningRate {
         schedule: rl.schedule,
         peak: rl.lr,
         floor: rl.min_lr,
         warmup: rl.warmup_steps as u64,
         // A stage that ends by tokens has the whole schedule too; `rl.max_steps` cuts one off.
-        total: match limit.decode_tokens {
-            Some(_) => total,
-            None => rl.steps as u64,
-        },
+        total: bought.unwrap_or(rl.steps as u64),
     };
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
@@ -280,9 +291,11 @@ pub fn run(
         engine.reset_average()?;
         let before = validate(&engine.model)?;
         let mut record = Record::default();
-        context
-            .metrics
-            .write(stage, 0, &record.validation(&before).0)?;
+        context.metrics.write(
+            stage,
+            0,
+            &record.number("decode_tokens", 0.0).validation(&before).0,
+        )?;
     }
     engine.optimiser.resume(state.updates, state.loss_scale)?;
     let mut ahead: Option<Ahead> = None;

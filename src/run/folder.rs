@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::checkpoint::Checkpoints;
+use super::curves;
 use super::disk::atomic_write;
-use super::metrics::Metrics;
+use super::metrics::{Entry, Metrics};
 use super::state::{Stage, State};
 use crate::calendar;
 use crate::config::Config;
@@ -18,6 +19,8 @@ use crate::config::Config;
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
+const CURVES: &str = "curves.svg";
+const TEST_USERS: &str = "test_users.safetensors";
 const RESULT: &str = "result.json";
 const README_FILE: &str = "README.txt";
 
@@ -26,6 +29,7 @@ This folder holds one run of vstar.
 
 config.toml     every setting of the run; `vstar train --config` reads it
 metrics.jsonl   one JSON object for every step, written as the run goes on
+curves.svg      its figures over the steps of each stage; there once the run is done
 checkpoints/    <stage>-<step>/: model, optimiser and state.json, the latest few;
                 best-sft and best-rl name the best checkpoint of each stage
 result.json     every final figure, with protocol, seed and device; there once the run is done
@@ -79,16 +83,19 @@ impl RunFolder {
         atomic_write(&root.join(README_FILE), README.as_bytes())?;
         // Last, because it is what makes the folder a run folder.
         atomic_write(&root.join(CONFIG), config.resolved_toml().as_bytes())?;
-        Ok(RunFolder {
+        Ok(RunFolder::at(root))
+    }
+
+    /// The folder of a run, whether there is one or not.
+    pub fn at(root: &Path) -> RunFolder {
+        RunFolder {
             root: root.to_owned(),
-        })
+        }
     }
 
     /// The folder of an earlier run, to go on with it or to read from it.
     pub fn open(root: &Path) -> Result<RunFolder> {
-        let folder = RunFolder {
-            root: root.to_owned(),
-        };
+        let folder = RunFolder::at(root);
         if !folder.config_path().is_file() {
             bail!("{} is not a run folder: it has no {CONFIG}", root.display());
         }
@@ -148,6 +155,24 @@ impl RunFolder {
         match resumed {
             None => Metrics::create(&path),
             Some(state) => Metrics::resume(&path, state.stage, state.step),
+        }
+    }
+
+    /// `test_users.safetensors`: what an ablation keeps of every test user.
+    pub fn test_users_path(&self) -> PathBuf {
+        self.root.join(TEST_USERS)
+    }
+
+    /// The records of `metrics.jsonl`.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        Metrics::read(&self.root.join(METRICS))
+    }
+
+    /// Draws `metrics.jsonl` in `curves.svg`, if there is anything in it.
+    pub fn draw_curves(&self, title: &str) -> Result<()> {
+        match curves::svg(title, &self.entries()?)? {
+            Some(svg) => atomic_write(&self.root.join(CURVES), svg.as_bytes()),
+            None => Ok(()),
         }
     }
 

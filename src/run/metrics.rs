@@ -57,6 +57,20 @@ impl Metrics {
         })
     }
 
+    /// The records of a file, in their order.
+    ///
+    /// # Errors
+    /// It cannot be read, or a line is not a record: the message names it.
+    pub fn read(path: &Path) -> Result<Vec<Entry>> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n'));
+        let entry = |(number, line): (usize, &[u8])| {
+            let entry = Entry::parse(line);
+            entry.with_context(|| format!("{}:{number}: not a record", path.display()))
+        };
+        lines.map(entry).collect()
+    }
+
     /// Appends one record: `stage`, `step` and `fields`. Several records of a step are allowed, as
     /// long as all are written before that step's checkpoint. A number that is not finite becomes
     /// `null`.
@@ -73,12 +87,31 @@ impl Metrics {
     }
 }
 
+/// One record.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub stage: Stage,
+    pub step: u64,
+    pub figures: Map<String, Value>,
+}
+
+impl Entry {
+    fn parse(line: &[u8]) -> Option<Entry> {
+        let mut figures: Map<String, Value> = serde_json::from_slice(line).ok()?;
+        Some(Entry {
+            stage: Stage::from_name(figures.shift_remove("stage")?.as_str()?)?,
+            step: figures.shift_remove("step")?.as_u64()?,
+            figures,
+        })
+    }
+}
+
 /// How many bytes of the file are whole records up to and including the position `last`.
 fn kept(bytes: &[u8], last: (Stage, u64)) -> Result<usize> {
     let mut kept = 0;
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let whole = line.ends_with(b"\n");
-        match position(line) {
+        match Entry::parse(line).map(|entry| (entry.stage, entry.step)) {
             Some(position) if whole && position <= last => kept += line.len(),
             Some(_) => break,
             None if !whole || kept + line.len() == bytes.len() => break,
@@ -89,10 +122,4 @@ fn kept(bytes: &[u8], last: (Stage, u64)) -> Result<usize> {
         }
     }
     Ok(kept)
-}
-
-fn position(line: &[u8]) -> Option<(Stage, u64)> {
-    let record: Value = serde_json::from_slice(line).ok()?;
-    let stage = Stage::from_name(record.get("stage")?.as_str()?)?;
-    Some((stage, record.get("step")?.as_u64()?))
 }

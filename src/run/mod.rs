@@ -6,6 +6,7 @@
 //! a run resumes from ([`Metrics::resume`]).
 
 mod checkpoint;
+mod curves;
 mod disk;
 mod folder;
 mod metrics;
@@ -15,6 +16,6 @@ mod state;
 pub use checkpoint::Checkpoints;
 pub use disk::{atomic_write, write_folder};
 pub use folder::{Located, RunFolder, locate_model};
-pub use metrics::Metrics;
+pub use metrics::{Entry, Metrics};
 pub use progress::Progress;
 pub use state::{Stage, State};
