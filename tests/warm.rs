@@ -22,11 +22,11 @@ use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Sl
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::head::Head;
-use vstar::learn::{job, mixing, mixing};
 use vstar::learn::rl::Stepper;
 use vstar::learn::rollout::{self, Question};
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::Trainer;
+use vstar::learn::{job, mixing};
 use vstar::model::optimiser::Update;
 
 const UPDATE: Update = Update {
