@@ -255,7 +255,7 @@ fn without_sids() -> Copy {
 #[test]
 fn items_without_sids_are_a_corpus_but_no_dataset() {
     let folder = without_sids();
-    let corpus = load_corpus(folder.0.path(), LoadOptions::default()).unwrap();
+    let corpus = load_corpus(Some(folder.0.path()), LoadOptions::default()).unwrap();
     assert_eq!((corpus.items.levels, corpus.items.codes.len()), (0, 0));
     assert_eq!(corpus.items.texts[0], "Writes.\nBlue.");
     assert_eq!(
@@ -263,6 +263,13 @@ fn items_without_sids_are_a_corpus_but_no_dataset() {
         [example(0, &[0, 1, 2], 3), example(1, &[3, 2], 3)]
     );
     folder.refused(&["no semantic IDs", "`vstar sid build`"]);
+    let stats = Stats::of(&corpus).unwrap();
+    assert!(stats.semantic_ids.is_none() && stats.items == 4);
+    assert!(
+        stats
+            .to_string()
+            .contains("SIDs            none yet: `vstar sid build`")
+    );
     let Log::Sequences(sequences) = read(folder.0.path()).unwrap().log else {
         panic!("no time split");
     };
@@ -575,16 +582,19 @@ fn the_shop_is_the_dataset_without_a_folder() {
 
 #[test]
 fn statistics_of_a_small_dataset() {
-    let stats = Stats::of(&Copy::of("letter").load());
+    let folder = Copy::of("letter");
+    let corpus = load_corpus(Some(folder.0.path()), LoadOptions::default()).unwrap();
+    let stats = Stats::of(&corpus).unwrap();
+    let sids = stats.semantic_ids.as_ref().unwrap();
     assert_eq!(
-        (stats.users, stats.items, stats.sids, stats.vocabulary),
+        (stats.users, stats.items, sids.sids, sids.vocabulary),
         (4, 5, 4, 9)
     );
     assert_eq!(
         (stats.interactions.train, stats.valid, stats.test),
         (6, 2, 2)
     );
-    assert_eq!((stats.collisions.sids, stats.collisions.items), (1, 2));
+    assert_eq!((sids.collisions.sids, sids.collisions.items), (1, 2));
     assert_eq!(
         (
             stats.train_lengths.min,
@@ -594,7 +604,7 @@ fn statistics_of_a_small_dataset() {
         (1, 2, 3)
     );
     assert_eq!(stats.popularity.untrained_items, 0);
-    assert_eq!(stats.trie_nodes, 8);
+    assert_eq!(sids.trie_nodes, 8);
     let text = stats.to_string();
     for line in [
         "users           4\n",

@@ -184,7 +184,7 @@ fn what_is_made_is_shown_and_is_the_datasets_from_then_on() {
         data.path("embeddings.safetensors"),
     )
     .unwrap();
-    let corpus = vstar::data::load_corpus(data.0.path(), Default::default()).unwrap();
+    let corpus = vstar::data::load_corpus(Some(data.0.path()), Default::default()).unwrap();
     let embeddings = corpus.items.embeddings.unwrap();
     assert_eq!(embeddings.dim, 10);
     // Text and interactions, of length 1 and 1/2.

@@ -468,7 +468,7 @@ fn the_command_makes_a_folder_with_a_card_that_is_read_again_but_not_trained_on(
     }
     let narrower = ["--k-core", "7", "--split", "time", "--out", text(&time)];
     success(&[&["data", "import", text(&toy)][..], &narrower].concat());
-    let corpus = load_corpus(&time, LoadOptions::default()).unwrap();
+    let corpus = load_corpus(Some(&time), LoadOptions::default()).unwrap();
     assert_eq!(corpus.protocol, Protocol::TimeSplit);
     assert!(
         corpus

@@ -84,7 +84,7 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     let weights = args.weights()?;
     ensure!(args.dim > 0, "--dim 0: give 1 or more");
-    let corpus = data::load_corpus(&args.data, LoadOptions::default())?;
+    let corpus = data::load_corpus(Some(&args.data), LoadOptions::default())?;
     let mut out = std::io::stdout().lock();
     let mut parts = Vec::new();
     for (source, weight) in args.from.iter().zip(&weights) {

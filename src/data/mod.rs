@@ -165,23 +165,23 @@ pub struct LoadOptions {
 /// # Errors
 /// Those of [`load_corpus`], and items without semantic IDs.
 pub fn load(dir: Option<&Path>, options: LoadOptions) -> Result<Dataset> {
-    let corpus = match dir {
-        Some(dir) => load_corpus(dir, options)?,
-        None => shop_corpus(options)?,
-    };
-    let dataset = corpus.into_dataset();
+    let dataset = load_corpus(dir, options)?.into_dataset();
     match dir {
         Some(dir) => dataset.map_err(|error| anyhow!("{}: {error}", dir.display())),
         None => dataset,
     }
 }
 
-/// Loads the dataset in folder `dir`, with or without semantic IDs; its format is known by its files.
+/// Loads the dataset in folder `dir`, with or without semantic IDs; its format is known by its files. Without a folder, the
+/// built-in shop.
 ///
 /// # Errors
 /// Those of [`read`], a protocol the files cannot serve, or a split with nothing to train on or to test. Each is one
 /// line that names the file and, inside it, the line.
-pub fn load_corpus(dir: &Path, options: LoadOptions) -> Result<Corpus> {
+pub fn load_corpus(dir: Option<&Path>, options: LoadOptions) -> Result<Corpus> {
+    let Some(dir) = dir else {
+        return shop_corpus(options);
+    };
     check(options)?;
     split::corpus(read(dir)?, options).map_err(|error| anyhow!("{}: {error}", dir.display()))
 }

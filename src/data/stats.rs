@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use anyhow::Result;
 use serde::Serialize;
 
-use super::{Dataset, Example, Protocol};
-use crate::catalog::{Collisions, LevelShape};
+use super::{Corpus, Example, Protocol};
+use crate::catalog::{Catalog, Collisions, LevelShape};
 
 /// Figures of a dataset; prints as aligned text, serialises as JSON.
 #[derive(Clone, Debug, Serialize)]
@@ -15,13 +16,9 @@ pub struct Stats {
     pub users: usize,
     pub items: usize,
     pub interactions: Interactions,
-    pub sids: usize,
-    pub collisions: Collisions,
-    pub codebooks: Vec<u32>,
-    pub vocabulary: usize,
-    pub trie_nodes: usize,
-    /// Branching by depth of the parent.
-    pub trie: Vec<LevelShape>,
+    /// If the items have any.
+    #[serde(flatten)]
+    pub semantic_ids: Option<SemanticIds>,
     pub train_lengths: Lengths,
     pub test_histories: Lengths,
     pub valid: usize,
@@ -31,6 +28,19 @@ pub struct Stats {
     pub popularity: Popularity,
     pub worth: Worth,
     pub warnings: Vec<String>,
+}
+
+/// What the SIDs are like.
+#[derive(Clone, Debug, Serialize)]
+pub struct SemanticIds {
+    /// Distinct ones.
+    pub sids: usize,
+    pub collisions: Collisions,
+    pub codebooks: Vec<u32>,
+    pub vocabulary: usize,
+    pub trie_nodes: usize,
+    /// Branching by depth of the parent.
+    pub trie: Vec<LevelShape>,
 }
 
 /// Interactions by use: each training interaction once, and one for each target.
@@ -109,31 +119,46 @@ pub fn gini(counts: &[u32]) -> f64 {
 
 impl Stats {
     /// Counts everything.
-    pub fn of(data: &Dataset) -> Stats {
-        let catalog = &data.catalog;
-        let counts = data.item_counts();
+    ///
+    /// # Errors
+    /// SIDs that are none ([`Catalog::new`]).
+    pub fn of(data: &Corpus) -> Result<Stats> {
+        let items = data.items.names.len();
+        let mut counts = vec![0; items];
+        for &item in data.train.iter().flatten() {
+            counts[item as usize] += 1;
+        }
+        let catalog = match data.items.codes.is_empty() {
+            true => None,
+            false => Some(Catalog::new(data.items.clone())?),
+        };
         let mut by_popularity = counts.clone();
         by_popularity.sort_unstable_by(|a, b| b.cmp(a));
         let train: usize = data.train.iter().map(Vec::len).sum();
-        let top: u32 = by_popularity[..catalog.items().div_ceil(10)].iter().sum();
+        let top: u32 = by_popularity[..items.div_ceil(10)].iter().sum();
         let untrained = |example: &&Example| counts[example.target as usize] == 0;
-        let worth = catalog.worth();
-        Stats {
+        let worth = match &data.items.worth[..] {
+            [] => &[1.0],
+            given => given,
+        };
+        Ok(Stats {
             name: data.name.clone(),
             protocol: data.protocol,
             users: data.users.len(),
-            items: catalog.items(),
+            items,
             interactions: Interactions {
                 train,
                 valid: data.valid.len(),
                 test: data.test.len(),
             },
-            sids: catalog.sids(),
-            collisions: catalog.collisions(),
-            codebooks: catalog.codebooks().to_vec(),
-            vocabulary: catalog.vocab_size(),
-            trie_nodes: catalog.trie().nodes(),
-            trie: catalog.trie().shape(),
+            semantic_ids: catalog.map(|catalog| SemanticIds {
+                sids: catalog.sids(),
+                collisions: catalog.collisions(),
+                codebooks: catalog.codebooks().to_vec(),
+                vocabulary: catalog.vocab_size(),
+                trie_nodes: catalog.trie().nodes(),
+                trie: catalog.trie().shape(),
+            }),
             train_lengths: Lengths::of(data.train.iter().map(Vec::len).collect()),
             test_histories: Lengths::of(data.test.iter().map(|e| e.history.len()).collect()),
             valid: data.valid.len(),
@@ -152,7 +177,43 @@ impl Stats {
                 max: worth.iter().copied().fold(0.0, f32::max),
             },
             warnings: data.warnings.clone(),
-        }
+        })
+    }
+}
+
+impl SemanticIds {
+    /// (label, text) of the lines that tell of them.
+    fn lines(&self) -> Vec<(String, String)> {
+        let Collisions {
+            sids,
+            items,
+            largest,
+        } = self.collisions;
+        let distinct = self.sids;
+        let mut lines = vec![
+            (
+                "SIDs".into(),
+                format!(
+                    "{distinct} distinct; {items} items share {sids}, at most {largest} on one"
+                ),
+            ),
+            (
+                "vocabulary".into(),
+                format!("{} tokens; codebooks {:?}", self.vocabulary, self.codebooks),
+            ),
+            ("trie".into(), format!("{} nodes", self.trie_nodes)),
+        ];
+        lines.extend(self.trie.iter().map(|level| {
+            let text = format!(
+                "{:>7} nodes, children mean {:.2}, max {}; singletons {:.1} %",
+                level.nodes,
+                level.mean_children,
+                level.max_children,
+                100.0 * level.singleton_share
+            );
+            (format!("  depth {}", level.depth), text)
+        }));
+        lines
     }
 }
 
@@ -183,34 +244,13 @@ impl fmt::Display for Stats {
                 train + valid + test
             ),
         )?;
-        let Collisions {
-            sids,
-            items,
-            largest,
-        } = self.collisions;
-        line(
-            "SIDs",
-            format!(
-                "{} distinct; {items} items share {sids}, at most {largest} on one",
-                self.sids
-            ),
-        )?;
-        line(
-            "vocabulary",
-            format!("{} tokens; codebooks {:?}", self.vocabulary, self.codebooks),
-        )?;
-        line("trie", format!("{} nodes", self.trie_nodes))?;
-        for level in &self.trie {
-            line(
-                &format!("  depth {}", level.depth),
-                format!(
-                    "{:>7} nodes, children mean {:.2}, max {}; singletons {:.1} %",
-                    level.nodes,
-                    level.mean_children,
-                    level.max_children,
-                    100.0 * level.singleton_share
-                ),
-            )?;
+        match &self.semantic_ids {
+            None => line("SIDs", "none yet: `vstar sid build` makes them".into())?,
+            Some(sids) => {
+                for (label, text) in sids.lines() {
+                    line(&label, text)?;
+                }
+            }
         }
         line(
             "train",

@@ -12,7 +12,8 @@ use crate::data::{self, LoadOptions};
 
 /// Shows what is in a dataset, or makes one from raw files
 ///
-/// Without a subcommand: users, items, interactions, collisions, trie shape, history lengths and split sizes.
+/// Without a subcommand: users, items, interactions, history lengths and split sizes, and of semantic IDs, if there are any,
+/// collisions and the shape of the trie.
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -39,7 +40,8 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(Command::Import(args)) = &args.command {
         return import::run(args);
     }
-    let stats = Stats::of(&data::load(args.data.as_deref(), LoadOptions::default())?);
+    let corpus = data::load_corpus(args.data.as_deref(), LoadOptions::default())?;
+    let stats = Stats::of(&corpus)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&stats)?)?;
