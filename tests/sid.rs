@@ -148,7 +148,10 @@ fn distinct(source: &Source) -> usize {
 #[test]
 fn raw_data_becomes_a_dataset_that_trains() {
     let place = Place::new();
-    let refused = failure(&["data", "--data", text(&place.path("raw"))]);
+    let raw = text(&place.path("raw")).to_owned();
+    let told = success(&["data", "--data", &raw]);
+    assert!(told.contains("none yet: `vstar sid build`"), "{told}");
+    let refused = failure(&["train", "--device", "cpu", "--data", &raw]);
     assert!(refused.contains("vstar sid build"), "{refused}");
     let (made, record) = place.build("sid", &["--levels", "2", "--codes", "8"]);
     let raw = read(&place.path("raw")).unwrap();
