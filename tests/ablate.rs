@@ -1,12 +1,14 @@
 //! `vstar ablate` through the built program.
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/toy.rs"]
 mod toy;
 
+use program::{failure, success};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// Short stages with a checkpoint and a validation at every step, all kept.
@@ -27,31 +29,6 @@ const SYSTEMS: [(&str, &str); 5] = [
     ("+ VED", "ved"),
     ("V-STAR", "vstar"),
 ];
-
-fn vstar(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vstar"));
-    command.env("VSTAR_CACHE", env!("CARGO_TARGET_TMPDIR"));
-    command.args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn success(arguments: &[&str]) -> String {
-    let output = vstar(arguments);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{arguments:?}: {message}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The one line a failing run ends with.
-#[track_caller]
-fn failure(arguments: &[&str]) -> String {
-    let output = vstar(arguments);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
-    assert_eq!(message.lines().count(), 1, "{message}");
-    let line = message.strip_prefix("vstar: error: ").unwrap();
-    line.trim_end().to_owned()
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()

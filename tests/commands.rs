@@ -1,43 +1,20 @@
 //! Training through the built program, and checkpoints that it refuses.
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/toy.rs"]
 mod toy;
 
+use program::{failure, success};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use tempfile::TempDir;
 use vstar::config::Config;
 
 const SHORT: &[&str] = &["sft.max_steps=4", "rl.steps=2", "eval.max_users=20"];
-
-fn vstar(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vstar"));
-    command.env("VSTAR_CACHE", env!("CARGO_TARGET_TMPDIR"));
-    command.args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn success(arguments: &[&str]) -> String {
-    let output = vstar(arguments);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{arguments:?}: {message}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The one line a failing run ends with.
-#[track_caller]
-fn failure(arguments: &[&str]) -> String {
-    let output = vstar(arguments);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
-    assert_eq!(message.lines().count(), 1, "{message}");
-    let line = message.strip_prefix("vstar: error: ").unwrap();
-    line.trim_end().to_owned()
-}
 
 /// A folder with the toy data in `data`.
 fn workplace() -> TempDir {

@@ -143,12 +143,17 @@ pub struct Dataset {
 impl Dataset {
     /// `[items]`: training popularity, the number of interactions of each item in `train`.
     pub fn item_counts(&self) -> Vec<u32> {
-        let mut counts = vec![0; self.catalog.items()];
-        for &item in self.train.iter().flatten() {
-            counts[item as usize] += 1;
-        }
-        counts
+        item_counts(&self.train, self.catalog.items())
     }
+}
+
+/// `[items]`: how often each item is in the sequences.
+fn item_counts(sequences: &[Vec<u32>], items: usize) -> Vec<u32> {
+    let mut counts = vec![0; items];
+    for &item in sequences.iter().flatten() {
+        counts[item as usize] += 1;
+    }
+    counts
 }
 
 /// What the caller may decide instead of the data.

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Corpus, Example, Protocol};
+use super::{Corpus, Example, Protocol, item_counts};
 use crate::catalog::{Catalog, Collisions, LevelShape};
 
 /// Figures of a dataset; prints as aligned text, serialises as JSON.
@@ -124,10 +124,7 @@ impl Stats {
     /// SIDs that are none ([`Catalog::new`]).
     pub fn of(data: &Corpus) -> Result<Stats> {
         let items = data.items.names.len();
-        let mut counts = vec![0; items];
-        for &item in data.train.iter().flatten() {
-            counts[item as usize] += 1;
-        }
+        let counts = item_counts(&data.train, items);
         let catalog = match data.items.codes.is_empty() {
             true => None,
             false => Some(Catalog::new(data.items.clone())?),

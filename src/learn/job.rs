@@ -459,3 +459,17 @@ fn validate(
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_takes_examples_from_all_over() {
+        let all: Vec<usize> = (0..10).collect();
+        assert_eq!(*limited(&all, 4), [0, 2, 5, 7]);
+        for limit in [0, 10, 11] {
+            assert_eq!(*limited(&all, limit), all[..]);
+        }
+    }
+}
