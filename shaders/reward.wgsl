@@ -1,23 +1,22 @@
 // Rewards and step rewards of every candidate (src/kernels/reward.rs). One invocation per candidate.
 struct Params {
     prompts: u32, group: u32, levels: u32, dim: u32,
-    rule: f32, rank: f32, semantic: f32, novelty: f32, value: f32
+    rule: f32, rank: f32, semantic: f32, repeat: f32, novelty: f32, value: f32, teacher: f32
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> picked: array<u32>;
 @group(0) @binding(2) var<storage, read> scores: array<f32>;            // [B, G, 2 + L]: log-prob first
 @group(0) @binding(3) var<storage, read> asked: array<u32>;             // [B, ASKED + L]
-@group(0) @binding(4) var<storage, read> sids: array<f32>;              // [L] level weights, then [S] novelty
-@group(0) @binding(5) var<storage, read> embeddings: array<f32>;        // [S, D]
-@group(0) @binding(6) var<storage, read_write> rewards: array<f32>;     // [B, G]
-@group(0) @binding(7) var<storage, read_write> steps: array<f32>;       // [B, G, L]
+@group(0) @binding(4) var<storage, read> rows: array<u32>;              // [T, ROW]
+@group(0) @binding(5) var<storage, read> sids: array<f32>;              // [L] level weights, then [S] novelty
+@group(0) @binding(6) var<storage, read> embeddings: array<f32>;        // [S, D]
+@group(0) @binding(7) var<storage, read_write> rewards: array<f32>;     // [B, G]; at first a teacher's shares
+@group(0) @binding(8) var<storage, read_write> steps: array<f32>;       // [B, G, L]
 
 //!include grid
 //!include paths
-
-const ASKED = 4u;
-const WANTED = 2u;
-const WORTH = 3u;
+//!include rows
+//!include asked
 
 fn logp(b: u32, c: u32) -> f32 {
     return scores[(b * p.group + c) * (2u + p.levels)];
@@ -104,12 +103,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         any_hit = any_hit || picked[path(b, other)] == wanted;
     }
     var reward = 0.0;
+    if p.teacher != 0.0 {
+        reward = p.teacher * rewards[i];
+    }
     if sid == wanted {
         reward += p.rule + p.value * bitcast<f32>(asked[question + WORTH]);
     } else if any_hit && p.rank != 0.0 {
         reward += p.rank * rank_reward(b, c, count);
     }
-    if p.semantic != 0.0 {
+    if p.repeat != 0.0 && sid != wanted && is_in_prompt(b, c) {
+        reward -= p.repeat;
+    }
+    if p.semantic != 0.0 && wanted != NONE {
         reward += p.semantic * similarity(sid, wanted);
     }
     if p.novelty != 0.0 {
@@ -122,7 +127,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         on_target = on_target && picked[path(b, c) + 1u + l] == asked[question + ASKED + l];
         var step = weight;
         if !on_target {
-            step = -weight * (1.0 - prefix_similarity(b, c, l + 1u, count, wanted));
+            var near = 0.0;
+            if wanted != NONE {
+                near = prefix_similarity(b, c, l + 1u, count, wanted);
+            }
+            step = -weight * (1.0 - near);
         }
         steps[i * p.levels + l] = step;
     }

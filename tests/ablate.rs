@@ -240,6 +240,11 @@ fn what_cannot_be_compared_is_refused_and_leaves_nothing() {
             "--seeds names no seed: give --seeds 1,2,3",
         ),
         (&["--seeds", "1,x"], "`x` is not a whole number"),
+        (&["--systems", " , "], "--systems names no system"),
+        (
+            &["--systems", "vstar,grpo"],
+            "there is no `grpo`: there are grpo-beam, grpo-sample, sibling, ved, vstar",
+        ),
         (&["--seeds", "9223372036854775808"], "is too large"),
         (&["rl.decode=beam"], "rl.decode = beam is not V-STAR's"),
         (&["rl.steps=0"], "rl.steps = 0 leaves nothing to compare"),

@@ -26,8 +26,9 @@ use vstar::forest::{Forest, NONE, Node};
 use vstar::learn::context::Validation;
 use vstar::learn::engine::{Engine, Room, Targets};
 use vstar::learn::policy::StepFigures;
+use vstar::learn::questions::Question;
 use vstar::learn::rl::{self, Stepper};
-use vstar::learn::rollout::{self, Question};
+use vstar::learn::rollout;
 use vstar::learn::sequences::push_tree;
 use vstar::model::Model;
 use vstar::model::checkpoint::Init;
@@ -40,7 +41,7 @@ fn questions(data: &Dataset, range: std::ops::Range<usize>) -> Vec<Question<'_>>
     asked
         .map(|e| Question {
             history: &e.history,
-            target: e.target,
+            target: Some(e.target),
         })
         .collect()
 }
@@ -491,6 +492,7 @@ fn every_loss_and_decoder_takes_steps() {
         "model.arch=qwen2",
         "reward.value=1",
         "reward.novelty=1",
+        "reward.repeat=1",
     ];
     variants.extend(others.map(|setting| vec![setting.to_string()]));
     for variant in variants {

@@ -24,8 +24,9 @@ use vstar::forest::Forest;
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::job;
 use vstar::learn::mixing::Mixing;
+use vstar::learn::questions::Question;
 use vstar::learn::rl::Stepper;
-use vstar::learn::rollout::{self, Question};
+use vstar::learn::rollout;
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::{Regulariser, StepResult};
 use vstar::model::layout::parts;
@@ -263,7 +264,7 @@ fn reinforcement_takes_the_gradient_of_fine_tuning_along() {
         let asked: Vec<Question> = examples
             .map(|e| Question {
                 history: &e.history,
-                target: e.target,
+                target: Some(e.target),
             })
             .collect();
         let mut stepper = Stepper::new(&engine, &config, &data).unwrap();

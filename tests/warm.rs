@@ -4,6 +4,10 @@
 mod devices;
 #[path = "support/folder.rs"]
 mod folder;
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/teacher.rs"]
+mod teacher;
 #[path = "support/toy.rs"]
 mod toy;
 #[path = "support/train.rs"]
@@ -22,8 +26,9 @@ use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Sl
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::head::Head;
+use vstar::learn::questions::Question;
 use vstar::learn::rl::Stepper;
-use vstar::learn::rollout::{self, Question};
+use vstar::learn::rollout;
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::Trainer;
 use vstar::learn::{job, mixing};
@@ -50,7 +55,7 @@ fn questions(data: &Dataset, count: usize, items: usize) -> Vec<Question<'_>> {
     asked
         .map(|e| Question {
             history: &e.history[..items.min(e.history.len())],
-            target: e.target,
+            target: Some(e.target),
         })
         .collect()
 }
@@ -115,8 +120,14 @@ fn a_step_is_submitted_whole() {
 #[test]
 fn steps_make_nothing_wherever_their_trees_begin() {
     let (data, gpu) = (dataset(), bare_gpu());
-    let variants: [&[&str]; 5] = [
+    let folder = tempfile::tempdir().unwrap();
+    let taught = format!(
+        "reward.teacher_model={}",
+        teacher::make(folder.path()).display()
+    );
+    let variants: [&[&str]; 6] = [
         &["rl.updates=2"],
+        &["rl.accumulate=3", "reward.teacher=1", &taught],
         &["rl.sft_weight=0.1", "rl.ema=0.9", "sft.dropout=0.1"],
         &["rl.decode=beam", "rl.value_warmup_steps=1"],
         &["rl.accumulate=3"],

@@ -10,8 +10,9 @@ use crate::device::{DeviceRef, MAX_BUFFER_WORDS, Precision};
 use crate::forest::{Forest, ForestSize, PromptAttention};
 use crate::kernels::dropout::Dropout;
 use crate::learn::engine::{Capacity, Engine, Options, Targets};
+use crate::learn::questions::Question;
 use crate::learn::rl::Stepper;
-use crate::learn::rollout::{self, Question};
+use crate::learn::rollout;
 use crate::learn::sft::Trainer;
 use crate::model::checkpoint::Init;
 use crate::model::optimiser::Update;
@@ -302,7 +303,7 @@ impl Reinforcement {
         let mut targets = Rng::new(SEED, Stream::Test, 2, 0);
         let mut question = |history| Question {
             history,
-            target: targets.below(ITEMS) as u32,
+            target: Some(targets.below(ITEMS) as u32),
         };
         let histories = self.histories.iter().map(Vec::as_slice);
         let asked: Vec<Question> = histories.map(&mut question).collect();

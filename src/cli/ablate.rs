@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use super::DeviceArgs;
 use super::train::resolve;
 use crate::device::choose;
-use crate::learn::ablation::Ablation;
+use crate::learn::ablation::{Ablation, Compared};
+use crate::learn::job;
 use crate::run::RunFolder;
 
 /// Compare V-STAR with what it is made of, at the same number of decode tokens
@@ -21,7 +22,7 @@ use crate::run::RunFolder;
 #[command(after_help = "\
 Examples:
   vstar ablate --data data/office --out runs/ablation rl.steps=500
-  vstar ablate --data data/office --seeds 1,2 model.init=runs/office
+  vstar ablate --data data/office --seeds 1,2 --systems grpo-beam,vstar model.init=runs/office
   vstar ablate --resume runs/ablation")]
 pub struct Args {
     /// Folder with the data set; the built-in shop if not given
@@ -36,12 +37,20 @@ pub struct Args {
     #[arg(long, value_name = "N,..", default_value = "1,2,3")]
     seeds: String,
 
+    /// What to compare with the fine-tuned model: names of the folders they get, separated by commas
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        default_value = "grpo-beam,grpo-sample,sibling,ved,vstar"
+    )]
+    systems: String,
+
     /// TOML file with settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
     /// Folder of an ablation to go on with, with its own settings
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["data", "out", "seeds", "config", "overrides"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["data", "out", "seeds", "systems", "config", "overrides"])]
     resume: Option<PathBuf>,
 
     #[command(flatten)]
@@ -62,22 +71,35 @@ fn seeds(text: &str) -> Result<Vec<u64>> {
     parts.map(seed).collect()
 }
 
+/// The names of `vstar,ved`.
+fn names(text: &str) -> Vec<String> {
+    let parts = text.split(',').map(str::trim);
+    parts
+        .filter(|part| !part.is_empty())
+        .map(Into::into)
+        .collect()
+}
+
 /// Compares.
 pub fn run(args: Args) -> Result<()> {
-    let (config, seeds) = match &args.resume {
+    let (config, what) = match &args.resume {
         Some(root) => Ablation::begun(root)?,
         None => {
             let file = args.config.as_deref();
             let config = resolve(file, args.data.as_deref(), None, &args.overrides)?;
-            (config, seeds(&args.seeds)?)
+            let what = Compared {
+                seeds: seeds(&args.seeds)?,
+                systems: names(&args.systems),
+            };
+            (config, what)
         }
     };
-    let data = super::load_data(&config)?;
+    let data = job::load_data(&config)?;
     let root = match args.resume.as_ref().or(args.out.as_ref()) {
         Some(root) => root.clone(),
         None => RunFolder::default_path(&format!("{}-ablation", data.name)),
     };
-    let ablation = Ablation::new(&root, config, seeds, &data)?;
+    let ablation = Ablation::new(&root, config, what, &data)?;
     let device = args.device.open()?;
     ablation.check(&data, device.info())?;
     if args.resume.is_none() {

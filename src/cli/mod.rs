@@ -16,14 +16,12 @@ mod validate;
 mod whole_steps;
 
 use std::io::{ErrorKind, Write, stderr};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Config};
-use crate::data::{Dataset, LoadOptions, Protocol};
+use crate::config::Config;
 use crate::device::DeviceRef;
 use crate::device::choose::{self, DeviceChoice};
 use crate::device::gpu::GpuOptions;
@@ -151,20 +149,6 @@ impl Backend {
             Backend::Dx12 => "dx12",
         }
     }
-}
-
-/// The data that the settings name; the built-in shop if none.
-fn load_data(config: &Config) -> Result<Dataset> {
-    let path = (!config.data.path.is_empty()).then(|| Path::new(&config.data.path));
-    let options = LoadOptions {
-        protocol: match config.data.protocol {
-            config::Protocol::Auto => None,
-            config::Protocol::LeaveOneOut => Some(Protocol::LeaveOneOut),
-            config::Protocol::TimeSplit => Some(Protocol::TimeSplit),
-        },
-        max_history: (config.data.max_history > 0).then_some(config.data.max_history),
-    };
-    crate::data::load(path, options)
 }
 
 /// The graphics interfaces to reach a GPU by.

@@ -130,7 +130,7 @@ pub fn run(args: Args) -> Result<()> {
     let resumed = run.map(|run| run.config_path());
     let file = resumed.as_deref().or(args.config.as_deref());
     let config = resolve(file, args.data.as_deref(), args.seed, &args.overrides)?;
-    let data = super::load_data(&config)?;
+    let data = job::load_data(&config)?;
     let device = args.device.open()?;
     let mut out = std::io::stdout().lock();
     writeln!(

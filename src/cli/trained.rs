@@ -61,7 +61,7 @@ impl Args {
             );
         }
         let config = Config::load(located.config.as_deref(), &overrides)?;
-        let data = super::load_data(&config)?;
+        let data = job::load_data(&config)?;
         let device = self.device.open()?;
         let init = Init {
             seed: config.seed,

@@ -14,6 +14,7 @@ use crate::device::choose::{NO_HARDWARE, choose_adapter};
 use crate::device::gpu::{Gpu, GpuOptions, Measurement};
 use crate::device::tuning::{self, Forms};
 use crate::device::{Device, DeviceRef};
+use crate::learn::job;
 
 /// Measure the forms of every kernel on this adapter and keep the choice
 ///
@@ -85,7 +86,7 @@ pub fn run(args: Args) -> Result<()> {
     let steps = Steps {
         documents: config.sft.batch,
         part: config.sft.batch.div_ceil(config.sft.accumulate),
-        data: super::load_data(&config)?,
+        data: job::load_data(&config)?,
         config,
     };
     type Taken = fn(&Steps, &DeviceRef) -> Result<()>;

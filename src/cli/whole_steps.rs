@@ -11,8 +11,9 @@ use crate::decode::search::{Decoding, Searcher};
 use crate::device::DeviceRef;
 use crate::forest::{self, Forest};
 use crate::learn::engine::{Capacity, Engine, Options, Targets};
+use crate::learn::questions::Question;
 use crate::learn::rl::Stepper;
-use crate::learn::rollout::{self, Question};
+use crate::learn::rollout;
 use crate::learn::sequences::{Window, push_window, windows};
 use crate::learn::sft::Regulariser;
 use crate::learn::{job, sft};
@@ -201,7 +202,7 @@ impl Steps {
             .iter()
             .map(|example| Question {
                 history: &example.history,
-                target: example.target,
+                target: Some(example.target),
             })
             .collect();
         let mut stepper = Stepper::new(&engine, config, data)?;

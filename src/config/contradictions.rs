@@ -50,15 +50,18 @@ impl Config {
         ]
     }
 
-    fn training_rules(&self) -> [Rule; 8] {
+    fn training_rules(&self) -> [Rule; 10] {
         let (sft, rl, reward) = (&self.sft, &self.rl, &self.reward);
         let rewards = [
             reward.rule,
             reward.rank,
             reward.semantic,
+            reward.repeat,
             reward.novelty,
             reward.value,
+            reward.teacher,
         ];
+        let without_target = [reward.repeat, reward.novelty, reward.teacher];
         [
             Rule {
                 broken: sft.accumulate > sft.batch,
@@ -114,6 +117,22 @@ impl Config {
                 problem: format!(
                     "rl.accumulate = {} runs a batch in parts, whose common deviation rl.scale_rewards = batch needs at once: set one of them to its default",
                     rl.accumulate
+                ),
+            },
+            Rule {
+                broken: reward.teacher > 0.0 && reward.teacher_model.is_empty(),
+                keys: &["reward.teacher", "reward.teacher_model"],
+                problem: format!(
+                    "reward.teacher = {:?} needs a model that teaches: name its run folder, reward.teacher_model = DIR",
+                    reward.teacher
+                ),
+            },
+            Rule {
+                broken: rl.open_prompts > 0.0 && without_target.iter().all(|weight| *weight == 0.0),
+                keys: &["rl.open_prompts", "reward.repeat"],
+                problem: format!(
+                    "rl.open_prompts = {:?} asks for rewards that need no target: set one above 0, for example reward.repeat = 1",
+                    rl.open_prompts
                 ),
             },
             Rule {

@@ -250,6 +250,10 @@ settings! {
         max_decode_tokens: u64 = 0, 0..=MANY_TOKENS;
         /// Prompts per rollout
         prompts: usize = 32, 1..=65_536;
+        /// Share of each prompt's history that is left out at random, so that prompts differ from those fine-tuned on
+        history_dropout: f64 = 0.0, 0.0..=0.95;
+        /// Share of prompts that are whole training sequences: what follows is not known, so the rewards that need no target decide
+        open_prompts: f64 = 0.0, 0.0..=1.0;
         /// Candidates per prompt (G)
         group: usize = 16, 2..=1024;
         /// Where candidates come from: value-guided decoding, beam search or independent samples
@@ -318,8 +322,14 @@ settings! {
         rank: f64 = 1.0, 0.0..=1e6;
         /// Cosine of the item embeddings of candidate and target
         semantic: f64 = 0.0, 0.0..=1e6;
+        /// Penalty of a miss that the history holds already
+        repeat: f64 = 0.0, 0.0..=1e6;
         /// Rarity of the candidate (negative log-popularity)
         novelty: f64 = 0.0, 0.0..=1e6;
+        /// How much more of a prompt another model, with one token per item, would give the candidate than the policy does
+        teacher: f64 = 0.0, 0.0..=1e6;
+        /// Run or checkpoint folder of that model
+        teacher_model: String = String::new(), ..;
         /// Worth of the target on a hit
         value: f64 = 0.0, 0.0..=1e6;
         /// JSON file, item to worth; empty = the worth that the data set brings

@@ -1,5 +1,6 @@
 //! What a person wants to know of a dataset before training on it: `vstar data`.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use anyhow::Result;
@@ -21,6 +22,9 @@ pub struct Stats {
     pub semantic_ids: Option<SemanticIds>,
     pub train_lengths: Lengths,
     pub test_histories: Lengths,
+    /// Training interactions with an item that their sequence had before: where there are none, what a history holds is
+    /// never right (`reward.repeat`).
+    pub repeats: usize,
     pub valid: usize,
     pub test: usize,
     pub max_history: usize,
@@ -117,6 +121,12 @@ pub fn gini(counts: &[u32]) -> f64 {
     ranked / (n * total)
 }
 
+/// Items of a sequence that are in it before.
+fn repeats(sequence: &[u32]) -> usize {
+    let distinct: HashSet<u32> = sequence.iter().copied().collect();
+    sequence.len() - distinct.len()
+}
+
 impl Stats {
     /// Counts everything.
     ///
@@ -158,6 +168,7 @@ impl Stats {
             }),
             train_lengths: Lengths::of(data.train.iter().map(Vec::len).collect()),
             test_histories: Lengths::of(data.test.iter().map(|e| e.history.len()).collect()),
+            repeats: data.train.iter().map(|sequence| repeats(sequence)).sum(),
             valid: data.valid.len(),
             test: data.test.len(),
             max_history: data.max_history,
@@ -266,6 +277,15 @@ impl fmt::Display for Stats {
                 lengths(&self.test_histories)
             ),
         )?;
+        let share = self.repeats as f64 / train.max(1) as f64;
+        line(
+            "repeats",
+            format!(
+                "{} training interactions ({:.1} %) with an item that the sequence had before",
+                self.repeats,
+                100.0 * share
+            ),
+        )?;
         let p = &self.popularity;
         line(
             "popularity",
@@ -306,6 +326,14 @@ mod tests {
         assert_eq!(gini(&[0, 8, 0, 0]), 0.75);
         assert_eq!(gini(&[0, 0]), 0.0);
         assert!((gini(&[1, 2, 3]) - 2.0 / 9.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn repeats_are_counted_but_for_the_first() {
+        assert_eq!(
+            [repeats(&[7, 3, 7, 7]), repeats(&[1, 2]), repeats(&[])],
+            [2, 0, 0]
+        );
     }
 
     #[test]

@@ -36,6 +36,7 @@ const INCLUDES: &[(&str, &str)] = &[
         "norm_vector",
         include_str!("../../shaders/shared/norm_vector.wgsl"),
     ),
+    ("asked", include_str!("../../shaders/shared/asked.wgsl")),
     ("paths", include_str!("../../shaders/shared/paths.wgsl")),
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),

@@ -41,6 +41,7 @@ pub mod rows;
 pub mod sample;
 pub mod scale;
 pub mod search;
+pub mod shares;
 pub mod silu;
 pub mod swiglu;
 pub mod target_gradient;
@@ -104,6 +105,7 @@ pub static ALL: &[&Kernel] = &[
     &sample::SAMPLE,
     &scale::SCALE,
     &search::SEARCH_BEGIN,
+    &shares::SHARES,
     &silu::SILU,
     &silu::SILU_BACKWARD,
     &swiglu::SWIGLU,

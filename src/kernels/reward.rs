@@ -5,19 +5,25 @@
 //! - `rank`: in a group with a hit, a miss at rank i (0-based, by decreasing log-prob, ties by number) gets
 //!   `-(1 / log2(i + 2)) / sum_{j < G} 1 / log2(j + 2)`: the likelier the miss, the worse.
 //! - `semantic`: the cosine of its embedding with the target's.
+//! - `repeat`: -1 for a miss that the prompt holds: the user has it already.
+//! - `teacher`: how much more of the prompt another model would give it than the policy does ([`super::shares`]).
 //! - `novelty`: its SID's entry of a table: negative log-popularity, scaled into [0, 1].
 //!
 //! The step reward of its prefix of length l: `w_l` if it is a prefix of the target, else
 //! `-w_l (1 - cos(e_p, e_target))`, e_p being the mean embedding of the group's candidates that start with the prefix (a
 //! candidate that is there twice counts twice; a sum has the mean's direction). Without embeddings every cosine is 0.
 //!
+//! Where no target is known (an SID of [`NONE`]) every candidate is a miss that nothing is like.
+//!
 //! An absent candidate gets 0 everywhere. Floor, the sum of a prefix taken once: (7 L + 6) D operations per candidate for
-//! embeddings of D floats and L for the rest; its words, its rewards and embeddings once.
+//! embeddings of D floats and L for the rest; its words, its rewards and embeddings once. What `repeat` reads of the prompts
+//! is not counted.
 
 use super::candidates::picked_words;
 use super::harness::Harness;
 use super::tree::{self, ASKED, Paths, asked};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
+use crate::forest::{NONE, Row};
 use crate::{bindings, params};
 use anyhow::Result;
 
@@ -27,15 +33,17 @@ pub struct Weights {
     pub rule: f32,
     pub rank: f32,
     pub semantic: f32,
+    pub repeat: f32,
     pub novelty: f32,
     pub value: f32,
+    pub teacher: f32,
 }
 
 params! {
     /// `dim` is D, 0 without embeddings.
     Params {
         prompts: u32, group: u32, levels: u32, dim: u32,
-        rule: f32, rank: f32, semantic: f32, novelty: f32, value: f32,
+        rule: f32, rank: f32, semantic: f32, repeat: f32, novelty: f32, value: f32, teacher: f32,
     }
 }
 
@@ -47,7 +55,7 @@ pub static REWARD: Kernel = Kernel {
     forms: &[],
     params: Params::FIELDS,
     bindings: bindings![
-        picked: In U32, scores: In F32, asked: In U32, sids: In F32, embeddings: In F32,
+        picked: In U32, scores: In F32, asked: In U32, rows: In U32, sids: In F32, embeddings: In F32,
         rewards: Out F32, steps: Out F32,
     ],
     twin,
@@ -62,11 +70,13 @@ pub struct Reward {
     pub scores: Slice,
     /// See [`super::tree`].
     pub asked: Slice,
+    /// The prompts' [`crate::forest::Row`]s.
+    pub rows: Slice,
     /// Level weights [L], then the novelty of every SID [S] (needed only where it has a weight).
     pub sids: Slice,
     /// [S, D].
     pub embeddings: Slice,
-    /// [B, G] and [B, G, L].
+    /// [B, G], where what [`super::shares`] wrote stands at first if a teacher has a weight; and [B, G, L].
     pub rewards: Slice,
     pub steps: Slice,
 }
@@ -77,6 +87,7 @@ pub fn reward(s: &mut Stream, on: Reward, p: Params) {
         on.picked,
         on.scores,
         on.asked,
+        on.rows,
         on.sids,
         on.embeddings,
         on.rewards,
@@ -91,7 +102,7 @@ fn cost(launch: &Launch) -> Cost {
     let [prompts, group, levels, dim] = [p.prompts, p.group, p.levels, p.dim].map(u64::from);
     let candidates = prompts * group;
     let words = picked_words(p.levels as usize, p.group as usize) + ASKED + p.levels as usize;
-    let embeddings = ((candidates + prompts) * dim).min(launch.slices()[4].len as u64);
+    let embeddings = ((candidates + prompts) * dim).min(launch.slices()[5].len as u64);
     Cost {
         operations: candidates * ((7 * levels + 6) * dim + levels),
         bytes: 4 * (prompts * words as u64 + candidates * (2 + levels) + levels + embeddings),
@@ -114,22 +125,28 @@ fn twin(args: &Args) {
     let p: Params = args.params();
     let (group, levels, dim) = (p.group as usize, p.levels as usize, p.dim as usize);
     let (picked, scores, asked_words) = (args.u32(0), args.f32(1), args.u32(2));
-    let (sids, embeddings) = (args.f32(3), args.f32(4));
-    let rewards = args.f32_mut(5)[..p.prompts as usize * group].chunks_exact_mut(group);
-    let steps = args.f32_mut(6).chunks_exact_mut(group * levels);
+    let rows: &[Row] = bytemuck::cast_slice(args.u32(3));
+    let (sids, embeddings) = (args.f32(4), args.f32(5));
+    let rewards = args.f32_mut(6)[..p.prompts as usize * group].chunks_exact_mut(group);
+    let steps = args.f32_mut(7).chunks_exact_mut(group * levels);
     let embedding = |sid: u32| &embeddings[sid as usize * dim..][..dim];
     for (b, (rewards, steps)) in rewards.zip(steps).enumerate() {
         let paths = Paths::of(picked, b, group, levels);
         let asked = &asked_words[b * (ASKED + levels)..][..ASKED + levels];
         let (wanted, worth) = (asked[asked::WANTED], f32::from_bits(asked[asked::WORTH]));
         let count = paths.count();
+        let prompt = asked::prompt(asked, rows);
         let logp = |c: usize| scores[(b * group + c) * (2 + levels)];
+        let known = dim > 0 && wanted != NONE;
         let any_hit = (0..count).any(|c| paths.sid(c) == wanted);
-        rewards.fill(0.0);
+        rewards[count..].fill(0.0);
         steps.fill(0.0);
         for c in 0..count {
             let sid = paths.sid(c);
-            let mut reward = 0.0;
+            let mut reward = match p.teacher {
+                0.0 => 0.0,
+                weight => weight * rewards[c],
+            };
             if sid == wanted {
                 reward += p.rule + p.value * worth;
             } else if any_hit && p.rank != 0.0 {
@@ -139,7 +156,10 @@ fn twin(args: &Args) {
                 let total: f32 = (0..count).map(discount).sum();
                 reward -= p.rank * (discount(rank) / total);
             }
-            if p.semantic != 0.0 {
+            if p.repeat != 0.0 && sid != wanted && asked::holds(&prompt, paths.tokens(c)) {
+                reward -= p.repeat;
+            }
+            if p.semantic != 0.0 && wanted != NONE {
                 let pairs = embedding(sid).iter().zip(embedding(wanted));
                 reward += p.semantic * cosine(pairs.map(|(&x, &y)| (x, y)));
             }
@@ -158,7 +178,7 @@ fn twin(args: &Args) {
                         let own = (0..count).filter(below);
                         own.map(|o| embedding(paths.sid(o))[i]).sum()
                     };
-                    let target = if dim > 0 { embedding(wanted) } else { &[] };
+                    let target = if known { embedding(wanted) } else { &[] };
                     let pairs = target.iter().enumerate().map(|(i, &t)| (sum(i), t));
                     -weight * (1.0 - cosine(pairs))
                 };
@@ -171,10 +191,15 @@ pub fn cases(h: &mut Harness) -> Result<()> {
     for (prompts, group, levels, dim) in [(1, 1, 1, 0), (3, 5, 2, 3), (9, 16, 3, 17), (33, 7, 4, 8)]
     {
         let picked = tree::random_picked(h.draws(), prompts, group, levels);
-        let (asked, _) = tree::random_asked(h.draws(), prompts, levels);
+        let (mut asked, rows) = tree::random_asked(h.draws(), prompts, levels);
+        // The last prompt has no target.
+        let last = asked.len() - ASKED - levels;
+        asked[last + asked::WANTED..].fill(NONE);
+        asked[last + asked::WORTH] = 0;
         let sids = 3usize.pow(levels as u32);
         let picked = h.u32("picked", &picked);
         let asked = h.u32("asked", &asked);
+        let rows = h.u32("rows", bytemuck::cast_slice(&rows));
         let scores = h.random("scores", prompts * group * (2 + levels));
         let table = h.random("sids", levels + sids);
         let embeddings = h.random("embeddings", (sids * dim).max(1));
@@ -184,6 +209,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             picked: picked.slice(),
             scores: scores.slice(),
             asked: asked.slice(),
+            rows: rows.slice(),
             sids: table.slice(),
             embeddings: embeddings.slice(),
             rewards: rewards.slice(),
@@ -198,8 +224,10 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             rule: 1.0,
             rank: 0.5,
             semantic: weight,
+            repeat: 0.4,
             novelty: 0.3,
             value: 0.2,
+            teacher: 0.6 * (levels % 2) as f32,
         };
         reward(h.stream(), on, p);
         h.run()?;

@@ -24,10 +24,23 @@ use anyhow::Result;
 pub const ASKED: usize = 4;
 /// Where they lie.
 pub mod asked {
+    use crate::forest::Row;
+
     pub const BEGIN: usize = 0;
     pub const END: usize = 1;
     pub const WANTED: usize = 2;
     pub const WORTH: usize = 3;
+
+    /// The tokens of the prompt that `asked` is about.
+    pub fn prompt(asked: &[u32], rows: &[Row]) -> Vec<u32> {
+        let rows = &rows[asked[BEGIN] as usize..asked[END] as usize];
+        rows.iter().map(|row| row.token).collect()
+    }
+
+    /// Whether a prompt holds an item's tokens, one after the other.
+    pub fn holds(prompt: &[u32], item: &[u32]) -> bool {
+        prompt.windows(item.len()).any(|window| window == item)
+    }
 }
 
 /// Words of `sizes` per prompt: nodes, scored rows, whether its rewards differ, candidates.

@@ -5,7 +5,7 @@ use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine, Options};
 use super::{mixing, rl, rollout, sft};
 use crate::config::{self, Arch, Candidates, Config};
-use crate::data::Dataset;
+use crate::data::{self, Dataset, LoadOptions, Protocol};
 use crate::decode::search::{Decoding, Searcher};
 use crate::device::{DeviceRef, Precision};
 use crate::eval::bootstrap::Statistic;
@@ -70,6 +70,20 @@ pub fn tried_precision(device: &DeviceRef, config: &Config) -> Result<Precision>
         half_test(device)?;
     }
     Ok(precision)
+}
+
+/// The data that the settings name; the built-in shop if none.
+pub fn load_data(config: &Config) -> Result<Dataset> {
+    let path = (!config.data.path.is_empty()).then(|| Path::new(&config.data.path));
+    let options = LoadOptions {
+        protocol: match config.data.protocol {
+            config::Protocol::Auto => None,
+            config::Protocol::LeaveOneOut => Some(Protocol::LeaveOneOut),
+            config::Protocol::TimeSplit => Some(Protocol::TimeSplit),
+        },
+        max_history: (config.data.max_history > 0).then_some(config.data.max_history),
+    };
+    data::load(path, options)
 }
 
 /// Tokens of the longest prompt and candidate.

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::{Buffer, DeviceRef, Slice, Stream};
 use crate::eval::system::SidTables;
+use crate::forest::NONE;
 use crate::kernels::reward::{self, Reward, Weights};
 use crate::kernels::tree::ASKED;
 use anyhow::{Context, Result, bail};
@@ -47,8 +48,10 @@ impl Judge {
                 rule: r.rule as f32,
                 rank: r.rank as f32,
                 semantic: r.semantic as f32,
+                repeat: r.repeat as f32,
                 novelty: r.novelty as f32,
                 value: r.value as f32,
+                teacher: r.teacher as f32,
             },
             sids: Buffer::with_f32(device, "level weights and novelty", &sids)?,
             embeddings: Buffer::with_f32(device, "SID embeddings", embeddings)?,
@@ -62,26 +65,30 @@ impl Judge {
     }
 
     /// Appends what [`crate::kernels::tree`] wants to know of a question: the rows of its prompt, and the item that
-    /// followed.
+    /// followed, if it is known.
     pub fn ask(
         &self,
         data: &Dataset,
         rows: std::ops::Range<usize>,
-        target: u32,
+        target: Option<u32>,
         to: &mut Vec<u32>,
     ) {
-        let sid = data.catalog.item_sid(target);
-        let worth = self.worth[target as usize].to_bits();
-        let words: [u32; ASKED] = [rows.start as u32, rows.end as u32, sid, worth];
+        let sid = target.map(|item| data.catalog.item_sid(item));
+        let worth = target.map_or(0.0, |item| self.worth[item as usize]);
+        let wanted = sid.unwrap_or(NONE);
+        let words: [u32; ASKED] = [rows.start as u32, rows.end as u32, wanted, worth.to_bits()];
         to.extend(words);
-        to.extend(data.catalog.sid_tokens(sid));
+        match sid {
+            Some(sid) => to.extend(data.catalog.sid_tokens(sid)),
+            None => to.resize(to.len() + self.levels, NONE),
+        }
     }
 
-    /// Records the rewards of `prompts` prompts with up to `group` candidates each.
+    /// Records the rewards of `prompts` prompts with up to `group` candidates each; a teacher's shares stand in `rewards`.
     pub fn record(
         &self,
         s: &mut Stream,
-        [picked, scores, asked]: [Slice; 3],
+        [picked, scores, asked, rows]: [Slice; 4],
         [rewards, steps]: [Slice; 2],
         prompts: usize,
         group: usize,
@@ -90,6 +97,7 @@ impl Judge {
             picked,
             scores,
             asked,
+            rows,
             sids: self.sids.all(),
             embeddings: self.embeddings.all(),
             rewards,
@@ -103,8 +111,10 @@ impl Judge {
             rule: self.weights.rule,
             rank: self.weights.rank,
             semantic: self.weights.semantic,
+            repeat: self.weights.repeat,
             novelty: self.weights.novelty,
             value: self.weights.value,
+            teacher: self.weights.teacher,
         };
         reward::reward(s, on, params);
     }

@@ -249,6 +249,8 @@ fn step_rewards(
         picked: picked.all(),
         scores: scores.all(),
         asked: asked.all(),
+        // Nothing here looks at a prompt.
+        rows: asked.all(),
         sids: sids.all(),
         embeddings: embeddings.all(),
         rewards: rewards.all(),
@@ -262,8 +264,10 @@ fn step_rewards(
         rule: 0.0,
         rank: 0.0,
         semantic: 0.0,
+        repeat: 0.0,
         novelty: 0.0,
         value: 0.0,
+        teacher: 0.0,
     };
     let mut stream = Stream::new();
     reward::reward(&mut stream, on, params);

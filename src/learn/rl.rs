@@ -2,13 +2,17 @@
 //! tree, and move policy and value head.
 //!
 //! Departures from the paper, by configuration: `rl.decode = beam | sample` instead of value-guided decoding,
-//! `rl.sibling_weight = 0` for plain group advantages. The two together are GRPO.
+//! `rl.sibling_weight = 0` for plain group advantages. The two together are GRPO. Beyond the paper: questions that nobody
+//! knows the answer of (`rl.open_prompts`), fine-tuning mixed in (`rl.sft_weight`), and rewards that need no target
+//! (`reward.repeat`, `reward.teacher`), which is what helps on held-out data where fine-tuning has learnt what the targets
+//! can teach (docs/results.md).
 
 use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
 use super::engine::{Engine, follow};
 use super::mixing::Mixing;
 use super::policy::{Policy, StepFigures};
-use super::rollout::{self, Question, Rollout};
+use super::questions::{Drawn, Question, Questions};
+use super::rollout::{self, Rollout};
 use super::schedule::LearningRate;
 use crate::config::{Config, Rl};
 use crate::data::Dataset;
@@ -16,9 +20,8 @@ use crate::device::{Counters, Reading, Stream};
 use crate::model::Model;
 use crate::model::checkpoint::{load_blocks, save_blocks};
 use crate::model::optimiser::Update;
-use crate::rng::{self, Rng};
 use crate::run::State;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::path::Path;
 use std::time::Instant;
 
@@ -53,27 +56,6 @@ impl Limit {
     fn bought(&self, per_step: u64) -> Option<u64> {
         self.decode_tokens.map(|n| n.div_ceil(per_step.max(1)))
     }
-}
-
-/// The prompts of a step: a training sequence with at least two items and a place in it, both drawn uniformly.
-fn questions<'a>(
-    data: &'a Dataset,
-    usable: &[u32],
-    count: usize,
-    seed: u64,
-    step: u64,
-) -> Vec<Question<'a>> {
-    (0..count)
-        .map(|i| {
-            let mut rng = Rng::new(seed, rng::Stream::Prompts, step as u32, i as u32);
-            let sequence = &data.train[usable[rng.below(usable.len())] as usize];
-            let at = 1 + rng.below(sequence.len() - 1);
-            Question {
-                history: &sequence[at.saturating_sub(data.max_history)..at],
-                target: sequence[at],
-            }
-        })
-        .collect()
 }
 
 /// One step of reinforcement learning on the device: rollout and updates, submitted without a look at what comes out.
@@ -258,13 +240,7 @@ pub fn run(
 ) -> Result<State> {
     let (data, rl) = (context.data, &config.rl);
     let stage = state.stage;
-    let usable: Vec<u32> = (0..data.train.len() as u32)
-        .filter(|&i| data.train[i as usize].len() >= 2)
-        .collect();
-    ensure!(
-        !usable.is_empty(),
-        "reinforcement learning needs training sequences of two items or more"
-    );
+    let questions = Questions::new(data, config)?;
     let reference = match rl.kl_beta > 0.0 {
         false => None,
         true => Some(reference_model(context, engine, &state, origin)?),
@@ -302,7 +278,8 @@ pub fn run(
     let mut pace = Pace::start();
     while !limit.reached(&state) && !stopped(&state) {
         let lr = rate.at(state.step);
-        let asked = questions(data, &usable, rl.prompts, config.seed, state.step);
+        let drawn = questions.draw(rl.prompts, state.step);
+        let asked: Vec<Question> = drawn.iter().map(Drawn::question).collect();
         let update = Update {
             lr,
             beta1: rl.beta1 as f32,

@@ -3,6 +3,8 @@
 
 use super::engine::{Capacity, Engine, Input, TargetSlices};
 use super::judge::Judge;
+use super::questions::Question;
+use super::teacher::Teacher;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::decode::search::{self, Decoding, Searcher};
@@ -12,13 +14,6 @@ use crate::kernels::reduce;
 use crate::kernels::tree::{self, FIGURES, MAX_LEVELS, Pack, PackParams, SIZES, SizesParams};
 use crate::kernels::tree_tables::Shape;
 use anyhow::{Result, ensure};
-
-/// A history and the item that followed it.
-#[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
-    pub history: &'a [u32],
-    pub target: u32,
-}
 
 /// Prompts in one part of a step.
 pub fn part(config: &Config) -> usize {
@@ -113,6 +108,7 @@ pub struct Packed {
 pub struct Rollout {
     pub searcher: Searcher,
     judge: Judge,
+    teacher: Option<Teacher>,
     parts: Vec<Part>,
     /// The prompts of each part, as last uploaded.
     uploaded: Vec<Prefill>,
@@ -161,6 +157,7 @@ impl Rollout {
         let at = Tables::new(room.rows, room.targets, prompts * group * levels);
         Ok(Rollout {
             judge: Judge::new(device, config, data)?,
+            teacher: Teacher::new(device, config, data, (parts.len(), prompts))?,
             tables: buffer("candidate tables", parts.len() * at.words + ALIGN_WORDS)?,
             sizes: buffer("tree sizes", prompts * SIZES)?,
             figures: buffer("rollout figures", prompts * (FIGURES + levels))?,
@@ -230,6 +227,9 @@ impl Rollout {
                 self.judge.ask(data, rows, question.target, &mut words);
             }
             to.asked.write_u32(&words)?;
+            if let Some(teacher) = &mut self.teacher {
+                teacher.upload(self.uploaded.len(), &histories)?;
+            }
             self.uploaded.push(uploaded);
             first += asked.len() as u32;
         }
@@ -273,7 +273,11 @@ impl Rollout {
         let [picked, scores] = self.searcher.decoder.found();
         let (rewards, steps) = (part.rewards.all(), part.steps.all());
         let asked = part.asked.all();
-        let judged = [picked, scores, asked];
+        let judged = [picked, scores, asked, prompts.rows];
+        if let Some(teacher) = &self.teacher {
+            let sizes = [n, self.group, self.levels];
+            teacher.record(s, number, judged, rewards, sizes);
+        }
         self.judge
             .record(s, judged, [rewards, steps], n, self.group);
         let sizes = self.sizes.all();

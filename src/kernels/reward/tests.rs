@@ -23,10 +23,16 @@ fn run(
     }
     let scores: Vec<f32> = logp.iter().flat_map(|&l| [l, 0.0, 0.0, 0.0]).collect();
     let target = CANDIDATES[wanted];
-    let asked = [0, 1, wanted as u32, 2.5f32.to_bits(), target[0], target[1]];
+    let asked = [0, 7, wanted as u32, 2.5f32.to_bits(), target[0], target[1]];
     let sids: Vec<f32> = [0.5, 1.0].into_iter().chain(novelty).collect();
     let dim = embeddings.len() / 4;
     let (picked, scores) = (h.u32("picked", &picked), h.f32("scores", &scores));
+    // The history: the second candidate's item, and half of the first's.
+    let prompt = [0, 2, 9, 1, 6, 2, 9].map(|token| Row {
+        token,
+        ..Row::INACTIVE
+    });
+    let rows = h.u32("rows", bytemuck::cast_slice(&prompt));
     let (asked, sids) = (h.u32("asked", &asked), h.f32("sids", &sids));
     let embeddings = h.f32("embeddings", if dim > 0 { embeddings } else { &[0.0] });
     let (rewards, steps) = (h.random("rewards", 4), h.random("steps", 8));
@@ -34,6 +40,7 @@ fn run(
         picked: picked.slice(),
         scores: scores.slice(),
         asked: asked.slice(),
+        rows: rows.slice(),
         sids: sids.slice(),
         embeddings: embeddings.slice(),
         rewards: rewards.slice(),
@@ -47,8 +54,10 @@ fn run(
         rule: weights.rule,
         rank: weights.rank,
         semantic: weights.semantic,
+        repeat: weights.repeat,
         novelty: weights.novelty,
         value: weights.value,
+        teacher: weights.teacher,
     };
     reward(h.stream(), on, p);
     h.run().unwrap();
@@ -100,13 +109,15 @@ fn the_total_weighs_every_reward() {
             rule: 1.0,
             rank: 0.0,
             semantic: 10.0,
+            repeat: 10_000.0,
             novelty: 100.0,
             value: 1000.0,
+            teacher: 0.0,
         };
         let embeddings = [1.0, 0.0, 0.0, 1.0, 2.0, 2.0, -1.0, -1.0];
         let (got, _) = run(h, (4, 2), weights, LOGP, &embeddings, [1.0, 0.5, 0.0, 1.0]);
         let half = 10.0 * 0.5f64.sqrt();
-        let want = [half + 100.0, half + 50.0, 2511.0, 90.0];
+        let want = [half + 100.0, half + 50.0 - 10_000.0, 2511.0, 90.0];
         assert!(
             got.iter()
                 .zip(want)

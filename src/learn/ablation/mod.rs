@@ -105,7 +105,8 @@ pub struct Ablation {
     root: PathBuf,
     /// What V-STAR is trained with.
     config: Config,
-    seeds: Vec<u64>,
+    what: Compared,
+    systems: Vec<&'static System>,
     /// Decode tokens that each system may spend.
     decode_tokens: u64,
     /// Fine-tuning, then each system for each seed.
@@ -115,18 +116,25 @@ pub struct Ablation {
 const SETTINGS: &str = "settings.toml";
 const SEEDS: &str = "ablation.json";
 
-/// What `ablation.json` says.
-#[derive(Serialize, Deserialize)]
-struct Begun {
-    seeds: Vec<u64>,
+/// What an ablation compares, as `ablation.json` says it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Compared {
+    pub seeds: Vec<u64>,
+    /// Of [`system_names`].
+    pub systems: Vec<String>,
+}
+
+/// The systems there are, by the names of their folders.
+pub fn system_names() -> impl Iterator<Item = &'static str> {
+    SYSTEMS.iter().map(|system| system.folder)
 }
 
 const README: &str = "\
-This folder holds an ablation of vstar: one fine-tuned model, and from it five systems for each seed, all trained with the
+This folder holds an ablation of vstar: one fine-tuned model, and from it several systems for each seed, all trained with the
 same number of decode tokens (tokens that the model runs while it searches for candidates).
 
 settings.toml   the settings of V-STAR, from which those of the other systems follow
-ablation.json   the seeds
+ablation.json   the seeds and the systems; with more of them written there, --resume trains those too
 sft/            the fine-tuned model, where all others start
 grpo-beam-S/    seed S: beam search, group advantages only
 grpo-sample-S/  the same with independent samples
@@ -146,8 +154,9 @@ impl Ablation {
     /// Plans one that will be in the folder `root`, on data that fits the settings.
     ///
     /// # Errors
-    /// No seeds, or one twice; settings that leave nothing to compare.
-    pub fn new(root: &Path, config: Config, seeds: Vec<u64>, data: &Dataset) -> Result<Ablation> {
+    /// No seeds, or one twice; no systems, or unknown ones; settings that leave nothing to compare.
+    pub fn new(root: &Path, config: Config, what: Compared, data: &Dataset) -> Result<Ablation> {
+        let seeds = &what.seeds;
         ensure!(
             !seeds.is_empty(),
             "--seeds names no seed: give --seeds 1,2,3"
@@ -162,6 +171,19 @@ impl Ablation {
                 "--seeds names {seed} twice: give each seed once"
             );
         }
+        for name in &what.systems {
+            ensure!(
+                system_names().any(|known| known == name),
+                "--systems: there is no `{name}`: there are {}",
+                system_names().collect::<Vec<_>>().join(", ")
+            );
+        }
+        let named = |system: &&System| what.systems.iter().any(|name| name == system.folder);
+        let systems: Vec<&System> = SYSTEMS.iter().filter(named).collect();
+        ensure!(
+            !systems.is_empty(),
+            "--systems names no system: give --systems grpo-beam,vstar"
+        );
         ensure!(
             config.rl.decode == Candidates::Ved,
             "rl.decode = {} is not V-STAR's, and an ablation varies it: leave it at ved",
@@ -180,7 +202,8 @@ impl Ablation {
         let mut ablation = Ablation {
             root,
             config,
-            seeds,
+            what,
+            systems,
             decode_tokens,
             runs: Vec::new(),
         };
@@ -210,9 +233,9 @@ impl Ablation {
         // Nothing else may end a stage.
         config.rl.max_steps = 0;
         config.rl.patience = 0;
-        for &seed in &self.seeds {
+        for &seed in &self.what.seeds {
             config.seed = seed;
-            for system in &SYSTEMS {
+            for system in &self.systems {
                 let config = (system.settings)(&config);
                 let steps = self.decode_tokens.div_ceil(tokens_per_step(&config, data)?);
                 runs.push(Run {
@@ -232,31 +255,28 @@ impl Ablation {
     /// # Errors
     /// It is taken by anything but an empty folder, or cannot be written.
     pub fn create(&self) -> Result<()> {
-        let begun = Begun {
-            seeds: self.seeds.clone(),
-        };
         write_folder(&self.root, |folder| {
             atomic_write(&folder.join("README.txt"), README.as_bytes())?;
             let settings = self.config.resolved_toml();
             atomic_write(&folder.join(SETTINGS), settings.as_bytes())?;
-            atomic_write(&folder.join(SEEDS), &serde_json::to_vec_pretty(&begun)?)
+            atomic_write(&folder.join(SEEDS), &serde_json::to_vec_pretty(&self.what)?)
         })
     }
 
-    /// Settings and seeds of the one in the folder `root`.
+    /// Settings of the one in the folder `root`, and what it compares.
     ///
     /// # Errors
     /// There is none.
-    pub fn begun(root: &Path) -> Result<(Config, Vec<u64>)> {
+    pub fn begun(root: &Path) -> Result<(Config, Compared)> {
         let path = root.join(SEEDS);
         if !path.is_file() {
             bail!("{} holds no ablation: it has no {SEEDS}", root.display());
         }
         let shown = path.display();
         let text = std::fs::read(&path).with_context(|| format!("cannot read {shown}"))?;
-        let begun: Begun = serde_json::from_slice(&text)
-            .with_context(|| format!("{shown} does not name an ablation's seeds"))?;
-        Ok((Config::load(Some(&root.join(SETTINGS)), &[])?, begun.seeds))
+        let what: Compared = serde_json::from_slice(&text)
+            .with_context(|| format!("{shown} does not name an ablation's seeds and systems"))?;
+        Ok((Config::load(Some(&root.join(SETTINGS)), &[])?, what))
     }
 
     /// Refuses runs of other settings in the folder, and runs that do not fit the device's memory.
@@ -275,7 +295,7 @@ impl Ablation {
             }
         }
         // Seeds do not change sizes.
-        for run in self.runs.iter().take(1 + SYSTEMS.len()) {
+        for run in self.runs.iter().take(1 + self.systems.len()) {
             let mut config = run.config.clone();
             // The fine-tuned model is not there yet.
             config.model.init = self.config.model.init.clone();

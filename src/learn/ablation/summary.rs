@@ -78,10 +78,11 @@ impl Ablation {
             of.iter().map(|o| o.ranking(Gain::Ndcg)).collect()
         };
         let find = |name| grouped.iter().find(|(own, _)| *own == name);
-        let baselines = [FINE_TUNED, BASELINE].map(|name| {
-            let outcomes = find(name).map_or(&[][..], |(_, outcomes)| outcomes);
-            (name, ndcg(outcomes))
+        let baselines = [FINE_TUNED, BASELINE].into_iter().filter_map(|name| {
+            let (_, outcomes) = find(name)?;
+            Some((name, ndcg(outcomes)))
         });
+        let baselines: Vec<_> = baselines.collect();
         let bootstrap = bootstrap(&self.config);
         let systems = grouped.into_iter().map(|(name, outcomes)| {
             let own = ndcg(&outcomes);
@@ -165,7 +166,7 @@ impl Summary<'_> {
 
     /// The comparison as text, a Markdown table with remarks.
     pub fn table(&self) -> String {
-        let (top, seeds) = (self.top(), &self.ablation.seeds);
+        let (top, seeds) = (self.top(), &self.ablation.what.seeds);
         let heads = ["HR", "NDCG", "coverage", "ILD"].map(|name| format!("{name}@{top}"));
         let mut head = vec!["system".to_string()];
         head.extend(heads);
@@ -238,7 +239,7 @@ impl Summary<'_> {
             "data": self.data.name,
             "protocol": self.data.protocol.to_string(),
             "users": self.systems[0].outcomes[0].users.users(),
-            "seeds": self.ablation.seeds,
+            "seeds": self.ablation.what.seeds,
             "decode_tokens": self.ablation.decode_tokens,
             "systems": systems,
         }))
