@@ -6,6 +6,7 @@ use super::workload::{FineTuning, Reinforcement, SEED, Search, Shape};
 use crate::config::{Candidates, Config};
 use crate::device::recorder::Recorder;
 use crate::device::{Buffer, Cost, Device, DeviceRef, Kernel, Launch, Param, Stream, Type};
+use crate::forest;
 use crate::kernels::centroids::{Members, centroids};
 use crate::kernels::lerp::lerp;
 use crate::kernels::matmul::{Dims, Form, matmul};
@@ -13,6 +14,7 @@ use crate::kernels::nearest::nearest;
 use crate::kernels::residual::{Lookup, residual};
 use crate::kernels::rng;
 use crate::kernels::scale::scale;
+use crate::kernels::shares::{self, Shares, shares};
 use crate::model::Family;
 use crate::rng::Rng;
 use crate::run::Progress;
@@ -142,6 +144,8 @@ pub fn cases(device: &DeviceRef, shape: &Shape, pattern: &str) -> Result<Cases> 
     alive.push(Box::new(buffers));
     let buffers = clustering(&recording)?;
     alive.push(Box::new(buffers));
+    let buffers = teaching(&recording)?;
+    alive.push(Box::new(buffers));
     let mut others = Vec::new();
     collect(device, &mut others, STEPS[2], &recorder.take());
     let known = |name: &str, list: &[Case]| list.iter().any(|case| case.launch.kernel.name == name);
@@ -241,6 +245,55 @@ fn clustering(device: &DeviceRef) -> Result<Vec<Buffer>> {
     Ok(vec![
         points, means, products, norms, left, square, code, rows, begins,
     ])
+}
+
+/// What a teacher of width 128 says of 128 prompts with 16 candidates each, of 4096 SIDs.
+fn teaching(device: &DeviceRef) -> Result<Vec<Buffer>> {
+    const SIDS: usize = 4096;
+    let params = shares::Params {
+        prompts: 128,
+        group: 16,
+        levels: 3,
+        dim: 128,
+        skip_held: 1,
+    };
+    let [prompts, group, dim] = [params.prompts, params.group, params.dim].map(|n| n as usize);
+    let mut random = Rng::new(SEED, crate::rng::Stream::Test, 5, 0);
+    let mut picked = Vec::new();
+    for _ in 0..prompts {
+        picked.extend([params.group, params.group, 0, 0]);
+        picked.extend([1; 4]);
+        for _ in 0..group {
+            let sid = random.below(SIDS) as u32;
+            picked.extend([sid, sid / 256, 16 + sid / 16 % 16, 32 + sid % 16]);
+        }
+    }
+    let mut floats = |label, n: usize| {
+        let values: Vec<f32> = (0..n).map(|_| random.normal()).collect();
+        Buffer::with_f32(device, label, &values)
+    };
+    let picked = Buffer::with_u32(device, "candidates", &picked)?;
+    let scores = floats("scores", prompts * group * 5)?;
+    let asked = Buffer::new(device, "questions", prompts * 7)?;
+    let rows = Buffer::new(device, "prompt rows", forest::Row::WORDS)?;
+    let (queries, keys) = (
+        floats("queries", prompts * dim)?,
+        floats("keys", SIDS * dim)?,
+    );
+    let out = Buffer::new(device, "shares", prompts * group)?;
+    let on = Shares {
+        picked: picked.all(),
+        scores: scores.all(),
+        asked: asked.all(),
+        rows: rows.all(),
+        queries: queries.all(),
+        keys: keys.all(),
+        shares: out.all(),
+    };
+    let mut stream = Stream::new();
+    shares(&mut stream, on, params);
+    device.run(&stream)?;
+    Ok(vec![picked, scores, asked, rows, queries, keys, out])
 }
 
 /// The square product, in its three transpositions.

@@ -168,6 +168,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("sample", sample::cases),
     ("scale", scale::cases),
     ("search", search::cases),
+    ("shares", shares::cases),
     ("silu", silu::cases),
     ("swiglu", swiglu::cases),
     ("target_gradient", target_gradient::cases),

@@ -8,6 +8,7 @@
 
 use super::tensors::{Output, floats, integers, shape_of};
 use crate::device::{Buffer, DeviceRef, Stream, read_f32};
+use crate::forest::Row;
 use crate::kernels::advantage::{self, Scaling};
 use crate::kernels::objective::{self, Hyper, LogProbs, Loss, Metrics};
 use crate::kernels::reward::{self, Reward};
@@ -241,6 +242,8 @@ fn step_rewards(
     let floats = |label, data: &[f32]| Buffer::with_f32(device, label, data);
     let (picked, asked) = (words("candidates", &picked)?, words("targets", &asked)?);
     let scores = Buffer::new(device, "scores", prompts * group * (2 + levels))?;
+    // Every prompt is empty.
+    let rows = Buffer::new(device, "prompt rows", Row::WORDS)?;
     let sids = floats("level weights", weights)?;
     let embeddings = floats("embeddings", &[embedding, target_embedding].concat())?;
     let rewards = Buffer::new(device, "rewards", prompts * group)?;
@@ -249,8 +252,7 @@ fn step_rewards(
         picked: picked.all(),
         scores: scores.all(),
         asked: asked.all(),
-        // Nothing here looks at a prompt.
-        rows: asked.all(),
+        rows: rows.all(),
         sids: sids.all(),
         embeddings: embeddings.all(),
         rewards: rewards.all(),
