@@ -222,6 +222,20 @@ impl Catalog {
         &self.sid_items[begin..end]
     }
 
+    /// [S, dim] the mean over each SID's items of what `row` says of an item.
+    pub fn sid_means<'a>(&self, dim: usize, row: impl Fn(u32) -> &'a [f32]) -> Vec<f32> {
+        let mut means = vec![0.0f32; self.sids() * dim];
+        for (sid, mean) in means.chunks_exact_mut(dim).enumerate() {
+            let items = self.items_of(sid as u32);
+            for &item in items {
+                for (sum, x) in mean.iter_mut().zip(row(item)) {
+                    *sum += x / items.len() as f32;
+                }
+            }
+        }
+        means
+    }
+
     /// Level-local codes of an SID.
     pub fn sid_codes(&self, sid: u32) -> &[u32] {
         &self.sid_codes[sid as usize * self.levels()..][..self.levels()]

@@ -250,8 +250,6 @@ settings! {
         max_decode_tokens: u64 = 0, 0..=MANY_TOKENS;
         /// Prompts per rollout
         prompts: usize = 32, 1..=65_536;
-        /// Share of each prompt's history that is left out at random, so that prompts differ from those fine-tuned on
-        history_dropout: f64 = 0.0, 0.0..=0.95;
         /// Share of prompts that are whole training sequences: what follows is not known, so the rewards that need no target decide
         open_prompts: f64 = 0.0, 0.0..=1.0;
         /// Candidates per prompt (G)
@@ -328,7 +326,7 @@ settings! {
         novelty: f64 = 0.0, 0.0..=1e6;
         /// How much more of a prompt another model, with one token per item, would give the candidate than the policy does
         teacher: f64 = 0.0, 0.0..=1e6;
-        /// Run or checkpoint folder of that model
+        /// Run folder of that model, which gives nothing to what a history holds where reward.repeat is above 0
         teacher_model: String = String::new(), ..;
         /// Worth of the target on a hit
         value: f64 = 0.0, 0.0..=1e6;

@@ -23,18 +23,9 @@ impl SidTables {
         let catalog = &data.catalog;
         let counts = data.item_counts();
         let sids = 0..catalog.sids() as u32;
-        let embeddings = catalog.embeddings().map(|e| {
-            let mut rows = vec![0.0f32; catalog.sids() * e.dim];
-            for (sid, row) in rows.chunks_exact_mut(e.dim).enumerate() {
-                let items = catalog.items_of(sid as u32);
-                for &item in items {
-                    for (sum, x) in row.iter_mut().zip(e.row(item)) {
-                        *sum += x / items.len() as f32;
-                    }
-                }
-            }
-            (e.dim, rows)
-        });
+        let means =
+            |e: &crate::catalog::Embeddings| (e.dim, catalog.sid_means(e.dim, |item| e.row(item)));
+        let embeddings = catalog.embeddings().map(means);
         SidTables {
             levels: catalog.levels(),
             codes: sids

@@ -6,26 +6,10 @@ use crate::rng::{self, Rng};
 use anyhow::{Result, ensure};
 
 /// A history and the item that followed it, if it is known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Question<'a> {
     pub history: &'a [u32],
     pub target: Option<u32>,
-}
-
-/// A question that owns its history.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Drawn {
-    history: Vec<u32>,
-    target: Option<u32>,
-}
-
-impl Drawn {
-    pub fn question(&self) -> Question<'_> {
-        Question {
-            history: &self.history,
-            target: self.target,
-        }
-    }
 }
 
 /// Where a run's questions come from.
@@ -34,8 +18,6 @@ pub struct Questions<'a> {
     /// The training sequences of two items or more.
     usable: Vec<u32>,
     seed: u64,
-    /// Share of a history that is left out.
-    dropout: f32,
     /// Share of the questions that nobody knows the answer of.
     open: f32,
 }
@@ -54,15 +36,13 @@ impl<'a> Questions<'a> {
             data,
             usable,
             seed: config.seed,
-            dropout: config.rl.history_dropout as f32,
             open: config.rl.open_prompts as f32,
         })
     }
 
     /// The questions of a step: a training sequence and a place in it, both drawn uniformly; or the whole of it, an open
-    /// question: fine-tuning has never gone on from there, so that the policy is as it will be in use. Of the items before
-    /// the place each is left out with the same probability, but at least one stays.
-    pub fn draw(&self, count: usize, step: u64) -> Vec<Drawn> {
+    /// question: fine-tuning has never gone on from there, so that the policy is as it will be in use.
+    pub fn draw(&self, count: usize, step: u64) -> Vec<Question<'a>> {
         let one = |i: usize| {
             let mut rng = Rng::new(self.seed, rng::Stream::Prompts, step as u32, i as u32);
             let sequence = &self.data.train[self.usable[rng.below(self.usable.len())] as usize];
@@ -71,16 +51,8 @@ impl<'a> Questions<'a> {
                 true => sequence.len(),
                 false => 1 + rng.below(sequence.len() - 1),
             };
-            let before = &sequence[..at];
-            let mut history = before.to_vec();
-            if self.dropout > 0.0 {
-                history.retain(|_| rng.uniform() >= self.dropout);
-            }
-            if history.is_empty() {
-                history.push(before[rng.below(at)]);
-            }
-            history.drain(..history.len().saturating_sub(self.data.max_history));
-            Drawn {
+            let history = &sequence[at.saturating_sub(self.data.max_history)..at];
+            Question {
                 history,
                 target: sequence.get(at).copied(),
             }
@@ -94,7 +66,7 @@ mod tests {
     use super::*;
     use crate::data::{self, LoadOptions};
 
-    fn draw(data: &Dataset, count: usize, settings: &[&str]) -> Vec<Drawn> {
+    fn draw<'a>(data: &'a Dataset, count: usize, settings: &[&str]) -> Vec<Question<'a>> {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
         let config = Config::load(None, &settings).unwrap();
         let questions = Questions::new(data, &config).unwrap();
@@ -103,25 +75,12 @@ mod tests {
     }
 
     #[test]
-    fn histories_lose_their_share_and_never_all() {
+    fn a_question_goes_on_as_its_sequence_did() {
         let data = data::load(None, LoadOptions::default()).unwrap();
-        let items = |drawn: &[Drawn]| -> usize { drawn.iter().map(|d| d.history.len()).sum() };
-        let whole = draw(&data, 500, &[]);
-        let half = draw(&data, 500, &["rl.history_dropout=0.5"]);
-        let share = items(&half) as f64 / items(&whole) as f64;
-        assert!((0.4..0.7).contains(&share), "{share}");
-        for (whole, half) in whole.iter().zip(&half) {
-            assert_eq!(whole.target, half.target);
-            assert!(!half.history.is_empty());
-            assert!(half.history.len() <= data.max_history);
-        }
-        // What stays, stays in its order, and is of a sequence that goes on with the target.
-        for Drawn { history, target } in &half {
-            let asked = history.iter().chain(target);
-            let holds = |sequence: &Vec<u32>| {
-                let mut rest = sequence.iter();
-                asked.clone().all(|item| rest.any(|other| other == item))
-            };
+        for asked in draw(&data, 200, &[]) {
+            let stretch = [asked.history, asked.target.as_slice()].concat();
+            assert!(asked.history.len() <= data.max_history);
+            let holds = |s: &Vec<u32>| s.windows(stretch.len()).any(|window| window == stretch);
             assert!(data.train.iter().any(holds));
         }
     }
@@ -132,8 +91,8 @@ mod tests {
         let drawn = draw(&data, 500, &["rl.open_prompts=0.5", "reward.repeat=1"]);
         let open = drawn.iter().filter(|d| d.target.is_none());
         assert!((200..300).contains(&open.clone().count()));
-        let whole = |d: &Drawn| {
-            let ends = |sequence: &Vec<u32>| sequence.ends_with(&d.history);
+        let whole = |d: &Question| {
+            let ends = |sequence: &Vec<u32>| sequence.ends_with(d.history);
             data.train.iter().any(ends)
         };
         assert!(open.clone().all(whole));

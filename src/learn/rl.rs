@@ -11,7 +11,7 @@ use super::context::{Context, Faults, Pace, Record, StepRecord, Validation};
 use super::engine::{Engine, follow};
 use super::mixing::Mixing;
 use super::policy::{Policy, StepFigures};
-use super::questions::{Drawn, Question, Questions};
+use super::questions::{Question, Questions};
 use super::rollout::{self, Rollout};
 use super::schedule::LearningRate;
 use crate::config::{Config, Rl};
@@ -278,8 +278,7 @@ pub fn run(
     let mut pace = Pace::start();
     while !limit.reached(&state) && !stopped(&state) {
         let lr = rate.at(state.step);
-        let drawn = questions.draw(rl.prompts, state.step);
-        let asked: Vec<Question> = drawn.iter().map(Drawn::question).collect();
+        let asked = questions.draw(rl.prompts, state.step);
         let update = Update {
             lr,
             beta1: rl.beta1 as f32,

@@ -202,16 +202,8 @@ fn keys(
         "its vocabulary of {} tokens is too small for its data: was it trained on other data?",
         output.len() / d
     );
-    let mut keys = vec![0.0; data.catalog.sids() * d];
-    for (sid, key) in keys.chunks_exact_mut(d).enumerate() {
-        let shared = data.catalog.items_of(sid as u32);
-        for &item in shared {
-            let other = catalog.item_sid(items[item as usize]);
-            let row = &output[catalog.sid_tokens(other)[0] as usize * d..][..d];
-            for (sum, x) in key.iter_mut().zip(row) {
-                *sum += x / shared.len() as f32;
-            }
-        }
-    }
-    Ok(keys)
+    Ok(data.catalog.sid_means(d, |item| {
+        let token = catalog.sid_tokens(catalog.item_sid(items[item as usize]))[0];
+        &output[token as usize * d..][..d]
+    }))
 }

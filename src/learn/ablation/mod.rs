@@ -120,12 +120,12 @@ const SEEDS: &str = "ablation.json";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Compared {
     pub seeds: Vec<u64>,
-    /// Of [`system_names`].
+    /// Names of the systems' folders.
     pub systems: Vec<String>,
 }
 
 /// The systems there are, by the names of their folders.
-pub fn system_names() -> impl Iterator<Item = &'static str> {
+fn system_names() -> impl Iterator<Item = &'static str> {
     SYSTEMS.iter().map(|system| system.folder)
 }
 
