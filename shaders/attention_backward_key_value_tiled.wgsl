@@ -16,6 +16,22 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 //!include tile
 //!include tile_gradients
 
+// A word of a row's record; 0 past the last row.
+fn word(row: u32, at: u32) -> u32 {
+    if row >= p.tokens {
+        return 0u;
+    }
+    return rows[row * ROW + at];
+}
+
+// lse and delta of a query; zeros from `end` on.
+fn normal(query: u32, end: u32, head: u32) -> vec2<f32> {
+    if query >= end {
+        return vec2<f32>();
+    }
+    return vec2<f32>(lse[query * p.heads + head], delta[query * p.heads + head]);
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
@@ -31,14 +47,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var dv: array<Block, MOST_PIECES>;
     // Two ranges of queries: near ones, and the tree's where it lies apart.
     for (var range = 0u; range < 2u; range++) {
-        var begin = vec4<u32>();
-        var end = vec4<u32>();
-        for (var i = 0u; i < 4u; i++) {
-            if own[i] < p.tokens {
-                begin[i] = rows[own[i] * ROW + select(Q_BEGIN, TREE_BEGIN, range > 0u)];
-                end[i] = rows[own[i] * ROW + select(Q_END, TREE_END, range > 0u)];
-            }
-        }
+        let b = select(Q_BEGIN, TREE_BEGIN, range > 0u);
+        let e = select(Q_END, TREE_END, range > 0u);
+        let begin = vec4<u32>(word(own.x, b), word(own.y, b), word(own.z, b), word(own.w, b));
+        let end = vec4<u32>(word(own.x, e), word(own.y, e), word(own.z, e), word(own.w, e));
         var left = ahead(begin, end, select(p.first_query, 0u, range > 0u), 0u, lane);
         while left.z > 0u {
             let query = left.x + lane % SIDE + OFFSETS;
@@ -58,14 +70,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                     multiply(&slopes, lane);
                     workgroupBarrier();
                 }
-                var query_lse: vec4<f32>;
-                var query_delta: vec4<f32>;
-                for (var j = 0u; j < 4u; j++) {
-                    if query[j] < left.y {
-                        query_lse[j] = lse[query[j] * p.heads + head];
-                        query_delta[j] = delta[query[j] * p.heads + head];
-                    }
-                }
+                let a = normal(query.x, left.y, head);
+                let b = normal(query.y, left.y, head);
+                let c = normal(query.z, left.y, head);
+                let d = normal(query.w, left.y, head);
+                let query_lse = vec4<f32>(a.x, b.x, c.x, d.x);
+                let query_delta = vec4<f32>(a.y, b.y, c.y, d.y);
                 for (var i = 0u; i < 4u; i++) {
                     let weight = exp(weights[i] * p.scale - query_lse);
                     weights[i] = select(vec4<f32>(), weight, seen(begin[i], end[i], left.x, lane));

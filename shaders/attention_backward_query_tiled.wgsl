@@ -34,6 +34,16 @@ fn products(unit: u32, slot: u32, key: u32) -> vec2<f32> {
     return vec2<f32>(total(scores), total(pulls));
 }
 
+// Gradient of a score whose slot is listed; 0 where there is none.
+fn slope(row: u32, head: u32, slot: u32, key: u32, own_lse: f32, own_delta: f32) -> f32 {
+    if slot == NONE {
+        return 0.0;
+    }
+    let product = products(row * p.heads + head, slot, key);
+    let weight = exp(product.x * p.scale - own_lse);
+    return weight * (product.y - own_delta) * p.scale;
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
@@ -92,14 +102,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     while listing {
         list(&walk, lane);
         let slot = listed(lane % SIDE, lane);
-        var slopes: vec4<f32>;
-        for (var i = 0u; i < 4u; i++) {
-            if slot[i] != NONE {
-                let product = products(own.row[i] * p.heads + head, slot[i], key);
-                let weight = exp(product.x * p.scale - own_lse[i]);
-                slopes[i] = weight * (product.y - own_delta[i]) * p.scale;
-            }
-        }
+        let slopes = vec4<f32>(slope(own.row.x, head, slot.x, key, own_lse.x, own_delta.x),
+                               slope(own.row.y, head, slot.y, key, own_lse.y, own_delta.y),
+                               slope(own.row.z, head, slot.z, key, own_lse.z, own_delta.z),
+                               slope(own.row.w, head, slot.w, key, own_lse.w, own_delta.w));
         weigh_listed(&out, slopes, key, lane);
         listing = is_more(lane);
     }

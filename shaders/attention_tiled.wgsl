@@ -15,6 +15,7 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 //!include walk
 //!include tile
 //!include tile_lists
+//!include total
 
 const MASKED: f32 = -1e30;
 // What the eight invocations of a row tell each other, a component for each of their rows.
@@ -52,6 +53,10 @@ fn score(row: u32, head: u32, slot: u32, key: u32) -> f32 {
     return sum * p.scale;
 }
 
+fn highest(v: vec4<f32>) -> f32 {
+    return max(max(v.x, v.y), max(v.z, v.w));
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
@@ -79,20 +84,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             multiply(&weights, lane);
             workgroupBarrier();
         }
-        var highest: vec4<f32>;
         for (var i = 0u; i < 4u; i++) {
             weights[i] = select(vec4<f32>(MASKED), weights[i] * p.scale, seen(own.begin[i], own.end[i], left.x, lane));
-            highest[i] = max(max(weights[i].x, weights[i].y), max(weights[i].z, weights[i].w));
         }
-        tell(highest, lane);
+        tell(vec4<f32>(highest(weights[0]), highest(weights[1]), highest(weights[2]), highest(weights[3])), lane);
         let before = top;
         top = tops(before, lane);
         let keep = exp(before - top);
         for (var i = 0u; i < 4u; i++) {
             let weight = exp(weights[i] - top[i]);
             weights[i] = select(vec4<f32>(), weight, seen(own.begin[i], own.end[i], left.x, lane));
-            sum[i] = fma(sum[i], keep[i], (weights[i].x + weights[i].y) + (weights[i].z + weights[i].w));
         }
+        let added = vec4<f32>(total(weights[0]), total(weights[1]), total(weights[2]), total(weights[3]));
+        sum = fma(sum, keep, added);
         store_weights(weights, lane);
         for (var piece = 0u; piece < PIECES; piece++) {
             if piece * SIDE < width {
@@ -112,10 +116,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     while listing {
         list(&walk, lane);
         let slot = listed(lane % SIDE, lane);
-        var scores: vec4<f32>;
-        for (var i = 0u; i < 4u; i++) {
-            scores[i] = score(own.row[i], head, slot[i], key);
-        }
+        let scores = vec4<f32>(score(own.row.x, head, slot.x, key), score(own.row.y, head, slot.y, key),
+                               score(own.row.z, head, slot.z, key), score(own.row.w, head, slot.w, key));
         tell(scores, lane);
         let before = top;
         top = tops(before, lane);
@@ -132,12 +134,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
 
     tell(sum, lane);
-    var total = vec4<f32>();
+    var sums = vec4<f32>();
     for (var u = 0u; u < SIDE; u++) {
-        total += told[lane / SIDE * TOLD + u];
+        sums += told[lane / SIDE * TOLD + u];
     }
-    let share = select(vec4<f32>(), 1.0 / max(total, vec4<f32>(1e-30)), total > vec4<f32>());
-    let logs = select(vec4<f32>(MASKED), top + log(max(total, vec4<f32>(1e-30))), total > vec4<f32>());
+    let share = select(vec4<f32>(), 1.0 / max(sums, vec4<f32>(1e-30)), sums > vec4<f32>());
+    let logs = select(vec4<f32>(MASKED), top + log(max(sums, vec4<f32>(1e-30))), sums > vec4<f32>());
     for (var i = 0u; i < 4u; i++) {
         if own.row[i] < p.tokens {
             let unit = own.row[i] * p.heads + head;

@@ -6,7 +6,7 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
 @group(0) @binding(4) var<storage, read> dy: array<vec4<dy_t>>;
-@group(0) @binding(5) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> d_x: array<vec4<f32>>;
 
 //!include grid
 //!include norm_vector
@@ -29,8 +29,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var j = 0u; j < p.dim / 4u; j++) {
         var g = r * (w[j] * vec4<f32>(dy[at + j]) - x[at + j] * pull);
         if p.accumulate != 0u {
-            g += dx[at + j];
+            g += d_x[at + j];
         }
-        dx[at + j] = g;
+        d_x[at + j] = g;
     }
 }

@@ -3,7 +3,7 @@ struct Params { n: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> dy: array<f32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(3) var<storage, read_write> d_x: array<f32>;
 
 //!include grid
 //!include sigmoid
@@ -13,6 +13,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let i = group_number(group, groups) * 256u + lane;
     if i < p.n {
-        dx[i] = dy[i] * silu_slope(x[i]);
+        d_x[i] = dy[i] * silu_slope(x[i]);
     }
 }

@@ -206,7 +206,7 @@ pub static BACKWARD: Kernel = Kernel {
     constants: &[],
     forms: forms!("rmsnorm_backward"),
     params: BackwardParams::FIELDS,
-    bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In Real, dx: Out F32],
+    bindings: bindings![x: In F32, w: In F32, rstd: In F32, dy: In Real, d_x: Out F32],
     twin: twin::backward,
     cost: backward_cost,
 };

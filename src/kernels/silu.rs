@@ -33,7 +33,7 @@ pub static SILU_BACKWARD: Kernel = Kernel {
     constants: &[],
     forms: &[],
     params: Params::FIELDS,
-    bindings: bindings![x: In F32, dy: In F32, dx: Out F32],
+    bindings: bindings![x: In F32, dy: In F32, d_x: Out F32],
     twin: backward_twin,
     cost: backward_cost,
 };
