@@ -8,6 +8,7 @@ mod embed;
 mod eval;
 mod probe;
 mod recommend;
+mod shaders;
 mod sid;
 mod train;
 mod trained;
@@ -57,6 +58,7 @@ enum Command {
     Data(data::Args),
     Embed(embed::Args),
     Sid(sid::Args),
+    Shaders(shaders::Args),
     Probe(probe::Args),
     Validate(validate::Args),
     Tune(tune::Args),
@@ -75,6 +77,7 @@ impl Cli {
             Command::Data(args) => data::run(&args),
             Command::Embed(args) => embed::run(args),
             Command::Sid(args) => sid::run(args),
+            Command::Shaders(args) => shaders::run(args),
             Command::Probe(args) => probe::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Tune(args) => tune::run(args),
