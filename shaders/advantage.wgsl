@@ -114,6 +114,9 @@ fn sibling_advantage(node: u32, prompt: u32, depth: u32, parent: u32) -> f32 {
     let rest = sibling_sums(begin, end, depth, parent, center, 0.0).x / estimate.z;
     let squares = sibling_sums(begin, end, depth, parent, center, rest).y;
     let own = mean_through(node, prompt, depth, center).x - rest;
+    if p.scaling > SCALE_BATCH {
+        return own;
+    }
     return own / (sqrt(squares / estimate.z) + EPSILON);
 }
 

@@ -280,7 +280,7 @@ settings! {
         updates: usize = 1, 1..=1024;
         /// Form of the policy loss
         loss: Loss = Loss::Grpo, ..;
-        /// What advantages are divided by: the group's deviation, the batch's, or nothing
+        /// What advantages are divided by: the group's deviation, the batch's, or nothing; with nothing, siblings' neither
         scale_rewards: ScaleRewards = ScaleRewards::Group, ..;
         /// The probability ratio is clipped below at 1 - clip_low
         clip_low: f64 = 0.2, 0.0..=1.0;

@@ -3,7 +3,8 @@
 //! Group, per candidate g of a prompt: `A_g = (R_g - mean) / (std + 1e-4)`, std unbiased, over the prompt's candidates
 //! that are present. Sibling, per tree node v with parent h: `Rbar(v)` is the mean reward of the candidates through v,
 //! `A(h, v) = (Rbar(v) - mean) / (std + 1e-4)` over the distinct children of h, std of the population; 0 where h has one
-//! child. Equal rewards give exactly 0 (what [`super::objective::Hyper::mask_zero_variance`] looks for).
+//! child. With [`Scaling::None`] neither is divided by its deviation: where rewards are differences of probabilities, siblings that
+//! all but agree are then left alone, not pulled apart. Equal rewards give exactly 0 (what [`super::objective::Hyper::mask_zero_variance`] looks for).
 //!
 //! Floor: 6 operations per candidate and 2 G + 6 per node (each moment taken once); 4 bytes per candidate in and out, 4 per
 //! entry of `cand_node`, 24 per node. One invocation per candidate and per node recomputes its group's moments, some ten
@@ -17,7 +18,7 @@ use crate::{bindings, params};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// What the group advantage is divided by.
+/// What the group advantages are divided by, and whether the sibling advantages are divided by the siblings' deviation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
@@ -26,7 +27,7 @@ pub enum Scaling {
     Group,
     /// The standard deviation of all rewards of the batch.
     Batch,
-    /// Nothing (Dr. GRPO).
+    /// Nothing (Dr. GRPO), and siblings' by nothing either.
     None,
 }
 
@@ -205,8 +206,12 @@ fn twin(args: &Args) {
                 .filter_map(|(mean, count)| (count > 0.0).then_some(mean))
         });
         let (own, count) = mean_through(node, siblings.center);
+        let divisor = match p.scaling {
+            s if s == Scaling::None as u32 => 1.0,
+            _ => siblings.std(0.0) + EPSILON,
+        };
         advantage[0] = match count > 0.0 && siblings.count >= 2.0 {
-            true => (own - siblings.rest) / (siblings.std(0.0) + EPSILON),
+            true => (own - siblings.rest) / divisor,
             false => 0.0,
         };
     });
@@ -309,8 +314,12 @@ mod tests {
                 }
                 for siblings in children.values().filter(|s| s.len() > 1) {
                     let own: Vec<f64> = siblings.iter().map(|&n| rbar[n]).collect();
+                    let divisor = match scaling {
+                        Scaling::None => 1.0,
+                        _ => std(&own, 0.0) + 1e-4,
+                    };
                     for &n in siblings {
-                        want[64 + n] = (rbar[n] - mean(&own)) / (std(&own, 0.0) + 1e-4);
+                        want[64 + n] = (rbar[n] - mean(&own)) / divisor;
                     }
                 }
                 h.expect(&advantages, &want, 1e-5);
