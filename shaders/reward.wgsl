@@ -11,7 +11,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> sids: array<f32>;              // [L] level weights, then [S] novelty
 @group(0) @binding(6) var<storage, read> embeddings: array<f32>;        // [S, D]
 @group(0) @binding(7) var<storage, read_write> rewards: array<f32>;     // [B, G]; at first a teacher's shares
-@group(0) @binding(8) var<storage, read_write> steps: array<f32>;       // [B, G, L]
+@group(0) @binding(8) var<storage, read_write> steps: array<f32>;       // [B, G, L]; at first a teacher's, of prefixes
 
 //!include grid
 //!include paths
@@ -51,15 +51,6 @@ fn similarity(sid: u32, wanted: u32) -> f32 {
         sums += vec3<f32>(e * t, e * e, t * t);
     }
     return cosine(sums.x, sums.y, sums.z);
-}
-
-// Whether candidate `other` starts with the first `len` tokens of candidate c.
-fn starts_with(b: u32, other: u32, c: u32, len: u32) -> bool {
-    var same = true;
-    for (var l = 0u; l < len; l++) {
-        same = same && picked[path(b, other) + 1u + l] == picked[path(b, c) + 1u + l];
-    }
-    return same;
 }
 
 // The cosine of the target's embedding with the sum over the candidates that start with c's first `len` tokens.
@@ -126,7 +117,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let weight = sids[l];
         on_target = on_target && picked[path(b, c) + 1u + l] == asked[question + ASKED + l];
         var step = weight;
-        if !on_target {
+        if wanted == NONE && p.teacher != 0.0 {
+            step = weight * (2.0 * steps[i * p.levels + l] - 1.0);
+        } else if !on_target {
             var near = 0.0;
             if wanted != NONE {
                 near = prefix_similarity(b, c, l + 1u, count, wanted);

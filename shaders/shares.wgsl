@@ -1,5 +1,5 @@
-// How much more of a prompt another model would give each candidate than the policy does (src/kernels/shares.rs). One
-// workgroup per prompt, lanes stride over the candidates.
+// How much more of a prompt another model would give each candidate than the policy does, and what it would give to each
+// prefix (src/kernels/shares.rs). One workgroup per prompt, lanes stride over the candidates.
 struct Params { prompts: u32, group: u32, levels: u32, dim: u32, skip_held: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> picked: array<u32>;
@@ -9,6 +9,7 @@ struct Params { prompts: u32, group: u32, levels: u32, dim: u32, skip_held: u32 
 @group(0) @binding(5) var<storage, read> queries: array<f32>;           // [B, D]
 @group(0) @binding(6) var<storage, read> keys: array<f32>;              // [S, D]
 @group(0) @binding(7) var<storage, read_write> shares: array<f32>;      // [B, G]
+@group(0) @binding(8) var<storage, read_write> steps: array<f32>;       // [B, G, L]
 
 //!include grid
 //!include paths
@@ -20,7 +21,7 @@ const MAX_GROUP: u32 = 1024u;
 // The logit of what gets no share.
 const NO_SHARE: f32 = -3.4e38;
 
-// Of the candidates: the other model's logits, and the policy's log-probs.
+// Of the candidates: the other model's logits, then what it would give them; the policy's log-probs.
 var<workgroup> logits: array<f32, MAX_GROUP>;
 var<workgroup> logps: array<f32, MAX_GROUP>;
 
@@ -54,14 +55,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         total.y += exp(logps[c] - most.y);
     }
+    workgroupBarrier();
+    for (var c = lane; c < count; c += LANES) {
+        if logits[c] > NO_SHARE {
+            logits[c] = exp(logits[c] - most.x) / total.x;
+        } else {
+            logits[c] = 0.0;
+        }
+    }
+    workgroupBarrier();
     for (var c = lane; c < select(0u, p.group, valid); c += LANES) {
         var more = 0.0;
         if c < count {
-            if logits[c] > NO_SHARE {
-                more = exp(logits[c] - most.x) / total.x;
-            }
-            more -= exp(logps[c] - most.y) / total.y;
+            more = logits[c] - exp(logps[c] - most.y) / total.y;
         }
-        shares[b * p.group + c] = more;
+        let i = b * p.group + c;
+        shares[i] = more;
+        for (var l = 0u; l < p.levels; l++) {
+            var under = 0.0;
+            for (var other = 0u; other < select(0u, count, c < count); other++) {
+                if starts_with(b, other, c, l + 1u) {
+                    under += logits[other];
+                }
+            }
+            steps[i * p.levels + l] = under;
+        }
     }
 }

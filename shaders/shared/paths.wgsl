@@ -13,6 +13,15 @@ fn path(b: u32, c: u32) -> u32 {
     return summary(b) + SUMMARY + p.levels + 1u + c * (1u + p.levels);
 }
 
+// Whether candidate `other` starts with the first `len` tokens of candidate c.
+fn starts_with(b: u32, other: u32, c: u32, len: u32) -> bool {
+    var same = true;
+    for (var l = 0u; l < len; l++) {
+        same = same && picked[path(b, other) + 1u + l] == picked[path(b, c) + 1u + l];
+    }
+    return same;
+}
+
 // The candidate after `last` (NO_CANDIDATE: the first) in the order of SIDs, ties by number; NO_CANDIDATE at the end.
 fn next_candidate(b: u32, count: u32, last: u32) -> u32 {
     var best = NO_CANDIDATE;

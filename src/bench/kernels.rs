@@ -281,6 +281,7 @@ fn teaching(device: &DeviceRef) -> Result<Vec<Buffer>> {
         floats("keys", SIDS * dim)?,
     );
     let out = Buffer::new(device, "shares", prompts * group)?;
+    let steps = Buffer::new(device, "step rewards", prompts * group * 3)?;
     let on = Shares {
         picked: picked.all(),
         scores: scores.all(),
@@ -289,11 +290,12 @@ fn teaching(device: &DeviceRef) -> Result<Vec<Buffer>> {
         queries: queries.all(),
         keys: keys.all(),
         shares: out.all(),
+        steps: steps.all(),
     };
     let mut stream = Stream::new();
     shares(&mut stream, on, params);
     device.run(&stream)?;
-    Ok(vec![picked, scores, asked, rows, queries, keys, out])
+    Ok(vec![picked, scores, asked, rows, queries, keys, out, steps])
 }
 
 /// The square product, in its three transpositions.

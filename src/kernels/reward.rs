@@ -13,7 +13,9 @@
 //! `-w_l (1 - cos(e_p, e_target))`, e_p being the mean embedding of the group's candidates that start with the prefix (a
 //! candidate that is there twice counts twice; a sum has the mean's direction). Without embeddings every cosine is 0.
 //!
-//! Where no target is known (an SID of [`NONE`]) every candidate is a miss that nothing is like.
+//! Where no target is known (an SID of [`NONE`]) every candidate is a miss that nothing is like; but with a teacher the step
+//! reward of a prefix is what may be expected if the target is one of the candidates, drawn from the teacher's distribution
+//! over them: `w_l (2 q - 1)`, q being the share of those that start with the prefix.
 //!
 //! An absent candidate gets 0 everywhere. Floor, the sum of a prefix taken once: (7 L + 6) D operations per candidate for
 //! embeddings of D floats and L for the rest; its words, its rewards and embeddings once. What `repeat` reads of the prompts
@@ -76,7 +78,7 @@ pub struct Reward {
     pub sids: Slice,
     /// [S, D].
     pub embeddings: Slice,
-    /// [B, G], where what [`super::shares`] wrote stands at first if a teacher has a weight; and [B, G, L].
+    /// [B, G] and [B, G, L], where what [`super::shares`] wrote stands at first if a teacher has a weight.
     pub rewards: Slice,
     pub steps: Slice,
 }
@@ -140,7 +142,7 @@ fn twin(args: &Args) {
         let known = dim > 0 && wanted != NONE;
         let any_hit = (0..count).any(|c| paths.sid(c) == wanted);
         rewards[count..].fill(0.0);
-        steps.fill(0.0);
+        steps[count * levels..].fill(0.0);
         for c in 0..count {
             let sid = paths.sid(c);
             let mut reward = match p.teacher {
@@ -170,10 +172,13 @@ fn twin(args: &Args) {
             let tokens = paths.tokens(c);
             for l in 0..levels {
                 let weight = sids[l];
-                steps[c * levels + l] = if tokens[..=l] == asked[ASKED..][..=l] {
+                let step = &mut steps[c * levels + l];
+                *step = if wanted == NONE && p.teacher != 0.0 {
+                    weight * (2.0 * *step - 1.0)
+                } else if tokens[..=l] == asked[ASKED..][..=l] {
                     weight
                 } else {
-                    let below = |&o: &usize| paths.tokens(o)[..=l] == tokens[..=l];
+                    let below = |&o: &usize| paths.starts_with(o, c, l + 1);
                     let sum = |i: usize| -> f32 {
                         let own = (0..count).filter(below);
                         own.map(|o| embedding(paths.sid(o))[i]).sum()

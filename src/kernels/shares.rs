@@ -7,8 +7,11 @@
 //! cross-entropy from the other model's distribution over the candidates to the policy's. The differences of a prompt add up
 //! to 0, and all are 0 where the two agree.
 //!
-//! Floor: 2 D operations per candidate; its words, keys, log-prob and share once, queries once. What `skip_held` reads of
-//! the prompts, and the few operations of the softmaxes, are not counted.
+//! `steps` gets what that model would give to all candidates that start with a candidate's first l tokens, from which the
+//! step rewards of questions without an answer are made ([`super::reward`]).
+//!
+//! Floor: 2 D operations per candidate; its words, keys, log-prob, share and steps once, queries once. What `skip_held` reads
+//! of the prompts, and the few operations of the softmaxes and the sums, are not counted.
 
 use super::candidates::picked_words;
 use super::harness::Harness;
@@ -31,6 +34,7 @@ pub static SHARES: Kernel = Kernel {
     params: Params::FIELDS,
     bindings: bindings![
         picked: In U32, scores: In F32, asked: In U32, rows: In U32, queries: In F32, keys: In F32, shares: Out F32,
+        steps: Out F32,
     ],
     twin,
     cost,
@@ -53,15 +57,16 @@ pub struct Shares {
     pub queries: Slice,
     /// [S, D], by SID.
     pub keys: Slice,
-    /// [B, G].
+    /// [B, G], and [B, G, L].
     pub shares: Slice,
+    pub steps: Slice,
 }
 
 /// Compares on every prompt.
 pub fn shares(s: &mut Stream, on: Shares, p: Params) {
     assert!(p.group <= MAX_GROUP, "{} candidates", p.group);
     let slices = [
-        on.picked, on.scores, on.asked, on.rows, on.queries, on.keys, on.shares,
+        on.picked, on.scores, on.asked, on.rows, on.queries, on.keys, on.shares, on.steps,
     ];
     s.push(&SHARES, &p, &slices, Grid(p.prompts));
 }
@@ -74,7 +79,7 @@ fn cost(launch: &Launch) -> Cost {
     let keys = (candidates * dim).min(launch.slices()[5].len as u64);
     Cost {
         operations: 2 * candidates * dim,
-        bytes: 4 * (prompts * (words + dim) + 2 * candidates + keys),
+        bytes: 4 * (prompts * (words + dim) + (2 + p.levels as u64) * candidates + keys),
     }
 }
 
@@ -85,7 +90,8 @@ fn twin(args: &Args) {
     let rows: &[Row] = bytemuck::cast_slice(args.u32(3));
     let queries = args.f32(4)[..p.prompts as usize * dim].chunks_exact(dim);
     let shares = args.f32_mut(6).chunks_exact_mut(group);
-    for (b, (query, shares)) in queries.zip(shares).enumerate() {
+    let steps = args.f32_mut(7).chunks_exact_mut(group * levels);
+    for (b, ((query, shares), steps)) in queries.zip(shares).zip(steps).enumerate() {
         let paths = Paths::of(picked, b, group, levels);
         let prompt = asked::prompt(&asked[b * (ASKED + levels)..], rows);
         let counts = |&c: &usize| p.skip_held == 0 || !asked::holds(&prompt, paths.tokens(c));
@@ -98,6 +104,11 @@ fn twin(args: &Args) {
         shares.fill(0.0);
         for (&c, share) in counted.iter().zip(softmax(counted.iter().map(logit))) {
             shares[c] = share;
+        }
+        steps.fill(0.0);
+        for (c, l) in (0..paths.count()).flat_map(|c| (0..levels).map(move |l| (c, l))) {
+            let below = (0..paths.count()).filter(|&o| paths.starts_with(o, c, l + 1));
+            steps[c * levels + l] = below.map(|o| shares[o]).sum();
         }
         for (to, share) in shares.iter_mut().zip(softmax((0..paths.count()).map(logp))) {
             *to -= share;
@@ -132,6 +143,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let queries = h.random("queries", prompts * dim);
         let keys = h.random("keys", 3usize.pow(levels as u32) * dim);
         let out = h.random("shares", prompts * group);
+        let steps = h.random("steps", prompts * group * levels);
         let on = Shares {
             picked: picked.slice(),
             scores: scores.slice(),
@@ -140,6 +152,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             queries: queries.slice(),
             keys: keys.slice(),
             shares: out.slice(),
+            steps: steps.slice(),
         };
         let p = Params {
             prompts: prompts as u32,
@@ -151,6 +164,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         shares(h.stream(), on, p);
         h.run()?;
         h.read_f32(&out)?;
+        h.read_f32(&steps)?;
     }
     Ok(())
 }
@@ -168,12 +182,13 @@ mod tests {
     #[test]
     fn by_hand() {
         devices::each(|h| {
-            // Two candidates of three that there may be; the first is in the prompt.
-            let picked = h.u32("picked", &[2, 2, 9, 0, 1, 1, 4, 7, 5, 8, 6, 9]);
-            let scores = [-1.0, 9.0, 9.0, -2.0, 9.0, 9.0, 5.0, 9.0, 9.0];
+            // Two candidates of three that there may be, which begin alike; the first is in the prompt.
+            let picked = [2, 2, 9, 0, 1, 1, 1, 4, 3, 7, 5, 3, 8, 6, 9, 9];
+            let picked = h.u32("picked", &picked);
+            let scores = [-1.0, 9.0, 9.0, 9.0, -2.0, 9.0, 9.0, 9.0, 5.0, 9.0, 9.0, 9.0];
             let scores = h.f32("scores", &scores);
-            let asked = h.u32("asked", &[0, 3, 0, 0, 7]);
-            let prompt = [0, 7, 3].map(|token| Row {
+            let asked = h.u32("asked", &[0, 3, 0, 0, 3, 7]);
+            let prompt = [0, 3, 7].map(|token| Row {
                 token,
                 ..Row::INACTIVE
             });
@@ -182,7 +197,7 @@ mod tests {
             let keys: Vec<f32> = (0..14).map(|i| [9.0, 1.0, 0.5, 0.25][i % 4]).collect();
             let keys = h.f32("keys", &keys);
             for (skip_held, want) in [(0, None), (1, Some([0.0, 1.0, 0.0]))] {
-                let out = h.random("shares", 3);
+                let (out, steps) = (h.random("shares", 3), h.random("steps", 6));
                 let on = Shares {
                     picked: picked.slice(),
                     scores: scores.slice(),
@@ -191,11 +206,12 @@ mod tests {
                     queries: queries.slice(),
                     keys: keys.slice(),
                     shares: out.slice(),
+                    steps: steps.slice(),
                 };
                 let p = Params {
                     prompts: 1,
                     group: 3,
-                    levels: 1,
+                    levels: 2,
                     dim: 2,
                     skip_held,
                 };
@@ -207,10 +223,12 @@ mod tests {
                 let plain = [odds / (1.0 + odds), 1.0 / (1.0 + odds), 0.0];
                 let e = 1f64.exp();
                 let own = [e / (1.0 + e), 1.0 / (1.0 + e), 0.0];
-                let want = want.unwrap_or(plain).into_iter().zip(own);
-                for (g, (theirs, own)) in got.iter().zip(want) {
+                let theirs = want.unwrap_or(plain);
+                for (g, (theirs, own)) in got.iter().zip(theirs.into_iter().zip(own)) {
                     assert!((*g as f64 - (theirs - own)).abs() < 1e-6, "{got:?}");
                 }
+                let want = [1.0, theirs[0], 1.0, theirs[1], 0.0, 0.0];
+                h.expect(&steps, &want, 1e-6);
             }
         });
     }

@@ -187,6 +187,11 @@ impl<'a> Paths<'a> {
         &self.path(c)[1..]
     }
 
+    /// Whether candidate `other` starts with the first `len` tokens of candidate c.
+    pub fn starts_with(&self, other: usize, c: usize, len: usize) -> bool {
+        self.tokens(other)[..len] == self.tokens(c)[..len]
+    }
+
     /// Calls `f(candidate, levels in common with the one before)` in the order of SIDs, ties by number.
     fn walk(&self, mut f: impl FnMut(usize, usize)) {
         let mut before: Option<usize> = None;

@@ -276,7 +276,7 @@ impl Rollout {
         let judged = [picked, scores, asked, prompts.rows];
         if let Some(teacher) = &self.teacher {
             let sizes = [n, self.group, self.levels];
-            teacher.record(s, number, judged, rewards, sizes);
+            teacher.record(s, number, judged, [rewards, steps], sizes);
         }
         self.judge
             .record(s, judged, [rewards, steps], n, self.group);

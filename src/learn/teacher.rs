@@ -147,13 +147,13 @@ impl Teacher {
     }
 
     /// Records the teacher's pass over part `number`, and into `shares` [B, G] how much more it would give that part's
-    /// candidates than the policy does.
+    /// candidates than the policy does; into `steps` [B, G, L] what it would give to their prefixes.
     pub fn record(
         &self,
         s: &mut Stream,
         number: usize,
         [picked, scores, asked, rows]: [Slice; 4],
-        shares: Slice,
+        [shares, steps]: [Slice; 2],
         [prompts, group, levels]: [usize; 3],
     ) {
         let part = &self.parts[number];
@@ -177,6 +177,7 @@ impl Teacher {
             queries,
             keys: self.keys.all(),
             shares,
+            steps,
         };
         let params = shares::Params {
             prompts: prompts as u32,

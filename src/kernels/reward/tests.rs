@@ -140,3 +140,47 @@ fn step_rewards_average_the_candidates_below_a_prefix() {
         assert_eq!(blind, [-0.5, -1.0, -0.5, -1.0, 0.5, 1.0, 0.5, -1.0]);
     });
 }
+
+#[test]
+fn where_no_target_is_known_steps_are_those_that_a_teacher_expects() {
+    devices::each(|h| {
+        // Two prompts with the same two candidates, which begin alike; only the second has a target, which they are not.
+        let candidates = [2, 2, 9, 0, 1, 1, 1, 0, 1, 5, 1, 1, 6];
+        let picked = h.u32("picked", &[candidates, candidates].concat());
+        let scores = h.f32("scores", &[-1.0; 16]);
+        let asked = [0, 0, NONE, 0, NONE, NONE, 0, 0, 2, 0, 2, 5];
+        let (asked, rows) = (h.u32("asked", &asked), h.u32("rows", &[0; Row::WORDS]));
+        let sids = h.f32("sids", &[0.5, 1.0]);
+        let embeddings = h.f32("embeddings", &[0.0]);
+        let rewards = h.f32("rewards", &[0.25, -0.25, 0.0, 0.0]);
+        let steps = h.f32("steps", &[1.0, 0.75, 1.0, 0.25, 9.0, 9.0, 9.0, 9.0]);
+        let on = Reward {
+            picked: picked.slice(),
+            scores: scores.slice(),
+            asked: asked.slice(),
+            rows: rows.slice(),
+            sids: sids.slice(),
+            embeddings: embeddings.slice(),
+            rewards: rewards.slice(),
+            steps: steps.slice(),
+        };
+        let p = Params {
+            prompts: 2,
+            group: 2,
+            levels: 2,
+            dim: 0,
+            rule: 1.0,
+            rank: 0.0,
+            semantic: 0.0,
+            repeat: 0.0,
+            novelty: 0.0,
+            value: 0.0,
+            teacher: 8.0,
+        };
+        reward(h.stream(), on, p);
+        h.run().unwrap();
+        h.expect(&rewards, &[2.0, -2.0, 0.0, 0.0], 1e-6);
+        let want = [0.5, 0.5, 0.5, -0.5, -0.5, -1.0, -0.5, -1.0];
+        h.expect(&steps, &want, 1e-6);
+    });
+}
