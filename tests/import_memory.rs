@@ -21,11 +21,13 @@ unsafe impl GlobalAlloc for Peak {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
         LARGEST.fetch_max(held, SeqCst);
+        // SAFETY: as the caller promised.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: as the caller promised.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

@@ -48,7 +48,7 @@ mod avx512 {
     impl Lanes {
         #[inline(always)]
         pub fn splat(x: f32) -> Self {
-            // SAFETY: here as below, the instructions exist: this is compiled for a processor that has them.
+            // SAFETY: the instruction exists: this is compiled for a processor that has it.
             Lanes(unsafe { _mm512_set1_ps(x) })
         }
 
@@ -56,6 +56,7 @@ mod avx512 {
         /// A register's length may be read.
         #[inline(always)]
         pub unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's promise; the instruction exists, as in `splat`.
             Lanes(unsafe { _mm512_loadu_ps(from) })
         }
 
@@ -63,23 +64,27 @@ mod avx512 {
         /// A register's length may be written.
         #[inline(always)]
         pub unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's promise; the instruction exists, as in `splat`.
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
 
         /// `self + x y`.
         #[inline(always)]
         pub fn plus_product(self, x: Self, y: Self) -> Self {
+            // SAFETY: the instruction exists, as in `splat`.
             Lanes(unsafe { _mm512_fmadd_ps(x.0, y.0, self.0) })
         }
 
         #[inline(always)]
         pub fn plus(self, x: Self) -> Self {
+            // SAFETY: the instruction exists, as in `splat`.
             Lanes(unsafe { _mm512_add_ps(self.0, x.0) })
         }
 
         /// `[a0, b0, a1, b1 ..]`: first and second half.
         #[inline(always)]
         pub fn interleave(self, b: Self) -> (Self, Self) {
+            // SAFETY: the instructions exist, as in `splat`.
             unsafe {
                 let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
                 let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
@@ -109,6 +114,7 @@ mod portable {
         /// A register's length may be read.
         #[inline(always)]
         pub unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's promise.
             Lanes(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
         }
 
@@ -116,6 +122,7 @@ mod portable {
         /// A register's length may be written.
         #[inline(always)]
         pub unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's promise.
             unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
         }
 
