@@ -71,6 +71,20 @@ fn a_new_folder_holds_its_configuration() {
 }
 
 #[test]
+fn a_run_that_ended_before_it_had_its_configuration_leaves_its_folder_free() {
+    let temporary = tempdir().unwrap();
+    let root = temporary.path().join("run");
+    RunFolder::create(&root, &Config::default()).unwrap();
+    fs::rename(root.join("config.toml"), root.join(".config.toml.partial")).unwrap();
+    RunFolder::create(&root, &Config::default()).unwrap();
+    assert!(RunFolder::open(&root).is_ok());
+    // A text of that name that is not a run's.
+    fs::remove_file(root.join("config.toml")).unwrap();
+    fs::write(root.join("README.txt"), "mine").unwrap();
+    assert!(line(RunFolder::create(&root, &Config::default())).contains("is not empty"));
+}
+
+#[test]
 fn a_folder_in_use_is_refused_and_left_alone() {
     let temporary = tempdir().unwrap();
     let root = temporary.path();
@@ -209,6 +223,29 @@ fn a_checkpoint_of_the_same_name_is_replaced() {
 }
 
 #[test]
+fn a_run_that_ended_between_a_checkpoint_and_its_mark_is_put_right() {
+    let temporary = tempdir().unwrap();
+    let best = |step| {
+        let mut best = state(Stage::Rl, step);
+        best.note_validation(step as f64);
+        best
+    };
+    let checkpoints = Checkpoints::open(temporary.path(), 1).unwrap();
+    for step in [1, 2] {
+        checkpoints.save(&best(step), weights("")).unwrap();
+    }
+    assert_eq!(names(temporary.path()), ["best-rl", "rl-00000002"]);
+    // As the third stands before it is marked and the second is removed, and the first as it is being removed.
+    let third = temporary.path().join("rl-00000003");
+    fs::create_dir(&third).unwrap();
+    best(3).save(&third).unwrap();
+    fs::create_dir(temporary.path().join(".rl-00000001.partial")).unwrap();
+    let checkpoints = Checkpoints::open(temporary.path(), 1).unwrap();
+    assert_eq!(names(temporary.path()), ["best-rl", "rl-00000003"]);
+    assert_eq!(name(checkpoints.best(Stage::Rl).unwrap()), "rl-00000003");
+}
+
+#[test]
 fn the_latest_and_the_best_are_kept() {
     let temporary = tempdir().unwrap();
     let checkpoints = Checkpoints::open(temporary.path(), 2).unwrap();
@@ -288,6 +325,7 @@ fn a_state_reads_back_to_the_bit() {
         step: 120,
         epoch: 3,
         best_metric: None,
+        best_step: Some(80),
         bad_evaluations: 2,
         decode_tokens: 1 << 40,
         skipped_steps: 1,

@@ -343,9 +343,6 @@ pub fn run(
         if due && counts || improved || last || stopped(&state) {
             save(context, engine, &mut state, moving)?;
         }
-        if improved {
-            context.checkpoints.mark_best(stage, state.step)?;
-        }
         pace = Pace::start();
     }
     context.progress.finish();

@@ -462,9 +462,6 @@ pub fn run(
         if due && counts || improved || last || stopped(&state) {
             context.save(engine, &mut state)?;
         }
-        if improved {
-            context.checkpoints.mark_best(Stage::Sft, state.step)?;
-        }
         pace = Pace::start();
     }
     context.progress.finish();

@@ -21,7 +21,7 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// The checkpoints under `folder`, which is made if missing, of which the latest `keep` (at
-    /// least one) stay beside the best. What an interrupted [`save`](Self::save) left is cleared up.
+    /// least one) stay beside the best. What an interrupted [`save`](Self::save) left is cleared up, or done.
     pub fn open(folder: &Path, keep: usize) -> Result<Checkpoints> {
         let checkpoints = Checkpoints {
             folder: folder.to_owned(),
@@ -30,6 +30,10 @@ impl Checkpoints {
         fs::create_dir_all(folder)
             .and_then(|()| checkpoints.clear_up())
             .with_context(|| format!("cannot prepare {}", folder.display()))?;
+        let latest = checkpoints.latest()?;
+        if let Some(state) = latest.and_then(|latest| State::load(&latest).ok()) {
+            checkpoints.settle(&state)?;
+        }
         Ok(checkpoints)
     }
 
@@ -41,8 +45,8 @@ impl Checkpoints {
         }
     }
 
-    /// Saves a checkpoint named after `state`'s stage and step, replacing one of that name, and
-    /// removes those that need not be kept. `write` fills the folder it is given with everything but
+    /// Saves a checkpoint named after `state`'s stage and step, replacing one of that name, marks it
+    /// if it is the best, and removes those that need not be kept. `write` fills the folder it is given with everything but
     /// the state.
     ///
     /// Returns the checkpoint's folder.
@@ -56,9 +60,17 @@ impl Checkpoints {
             .and_then(|()| Ok(self.put_in_place(&partial, &path)?))
             .inspect_err(|_| drop(fs::remove_dir_all(&partial)))
             .with_context(|| format!("cannot save the checkpoint {}", path.display()))?;
-        self.prune()
-            .with_context(|| format!("cannot remove old checkpoints of {}", self.shown()))?;
+        self.settle(state)?;
         Ok(path)
+    }
+
+    /// What remains to be done once the checkpoint of `state` is in place.
+    fn settle(&self, state: &State) -> Result<()> {
+        if state.best_step == Some(state.step) {
+            self.mark_best(state.stage, state.step)?;
+        }
+        self.prune()
+            .with_context(|| format!("cannot remove old checkpoints of {}", self.shown()))
     }
 
     /// Points `best-<stage>` at the checkpoint of `stage` and `step`, which must exist.
@@ -164,7 +176,11 @@ impl Checkpoints {
         for &(stage, step) in &checkpoints[..old] {
             let path = self.path(stage, step);
             if !best.contains(&path) {
-                fs::remove_dir_all(path)?;
+                // Never half a checkpoint under its name.
+                let partial = partial(&path);
+                remove_if_there(&partial)?;
+                fs::rename(path, &partial)?;
+                fs::remove_dir_all(partial)?;
             }
         }
         Ok(())

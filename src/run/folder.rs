@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::checkpoint::Checkpoints;
 use super::curves;
-use super::disk::atomic_write;
+use super::disk::{atomic_write, partial};
 use super::metrics::{Entry, Metrics};
 use super::state::{Stage, State};
 use crate::calendar;
@@ -66,9 +66,17 @@ impl RunFolder {
     /// The path is taken by anything but an empty folder, or cannot be written.
     pub fn create(root: &Path, config: &Config) -> Result<RunFolder> {
         let shown = root.display();
+        // What a run leaves that ended before it had its configuration.
+        let (readme, config_path) = (root.join(README_FILE), root.join(CONFIG));
+        let begun = |path: &Path| {
+            path == partial(&readme)
+                || path == partial(&config_path)
+                || path == readme && fs::read(path).is_ok_and(|text| text == README.as_bytes())
+        };
         match fs::read_dir(root) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
+            Ok(entries) => {
+                let mut paths = entries.flatten().map(|entry| entry.path());
+                if !paths.all(|path| begun(&path)) {
                     bail!(
                         "the run folder {shown} is not empty: give another --out, or go on with that run by --resume {shown}"
                     );

@@ -55,6 +55,9 @@ pub struct State {
     pub epoch: u64,
     /// The best validation metric of this stage; none before the first validation.
     pub best_metric: Option<f64>,
+    /// The step it was found at.
+    #[serde(default)]
+    pub best_step: Option<u64>,
     /// Validations since the best one.
     pub bad_evaluations: u64,
     /// Backbone tokens run by decoding so far.
@@ -82,6 +85,7 @@ impl State {
             step: 0,
             epoch: 0,
             best_metric: None,
+            best_step: None,
             bad_evaluations: 0,
             decode_tokens: 0,
             skipped_steps: 0,
@@ -105,6 +109,7 @@ impl State {
         let improved = self.best_metric.is_none_or(|best| metric > best);
         if improved {
             self.best_metric = Some(metric);
+            self.best_step = Some(self.step);
             self.bad_evaluations = 0;
         } else {
             self.bad_evaluations += 1;
