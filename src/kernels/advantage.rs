@@ -3,8 +3,9 @@
 //! Group, per candidate g of a prompt: `A_g = (R_g - mean) / (std + 1e-4)`, std unbiased, over the prompt's candidates
 //! that are present. Sibling, per tree node v with parent h: `Rbar(v)` is the mean reward of the candidates through v,
 //! `A(h, v) = (Rbar(v) - mean) / (std + 1e-4)` over the distinct children of h, std of the population; 0 where h has one
-//! child. With [`Scaling::None`] neither is divided by its deviation: where rewards are differences of probabilities, siblings that
-//! all but agree are then left alone, not pulled apart. Equal rewards give exactly 0 (what [`super::objective::Hyper::mask_zero_variance`] looks for).
+//! child. With [`Scaling::None`] neither is divided by its deviation: where rewards are differences of probabilities,
+//! siblings that all but agree are then left alone, not pulled apart. Equal rewards give exactly 0 (what
+//! [`super::objective::Hyper::mask_zero_variance`] looks for).
 //!
 //! Floor: 6 operations per candidate and 2 G + 6 per node (each moment taken once); 4 bytes per candidate in and out, 4 per
 //! entry of `cand_node`, 24 per node. One invocation per candidate and per node recomputes its group's moments, some ten
