@@ -1,5 +1,5 @@
 // Compiles HLSL with Microsoft's compilers, as wgpu calls them: FXC (d3dcompiler_47.dll) for shader model 5, DXC
-// (dxcompiler.dll) for 6. For Windows, or Wine (scripts/hlsl-check).
+// (dxcompiler.dll) for 6. For Windows, or Wine (scripts/shader-check).
 //
 //   compile LIST      LIST has lines "FILE ENTRY TARGET"; prints "FILE<tab>COMPILER<tab>ok<tab>MILLISECONDS", or in the
 //                     place of ok the first error that the compiler reports. Fails if some shader does not compile.

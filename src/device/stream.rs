@@ -185,12 +185,26 @@ pub enum Home {
     Any,
 }
 
+/// What [`Kernel::text`] gives.
+pub type Text = (&'static str, &'static str, &'static [(&'static str, f64)]);
+
 impl Kernel {
     /// The name of a form: 0 is the portable one, then those of the list.
     pub fn form_name(&self, form: usize) -> &'static str {
         match form {
             0 => PORTABLE,
             n => self.forms[n - 1].name,
+        }
+    }
+
+    /// The WGSL text of a form, its entry point and its override constants.
+    pub fn text(&self, form: usize) -> Text {
+        match form {
+            0 => (self.source, self.entry, self.constants),
+            n => {
+                let form = &self.forms[n - 1];
+                (form.source, form.entry, form.constants)
+            }
         }
     }
 

@@ -8,8 +8,8 @@ pub mod lint;
 pub mod manifest;
 mod translate;
 
-use crate::device::shader;
-use crate::device::{Form, Kernel, Type};
+use crate::device::gpu::one_line;
+use crate::device::{Form, Kernel, Type, shader};
 use crate::kernels;
 use anyhow::{Context, Result, anyhow};
 use naga::valid::{Capabilities, ModuleInfo, SubgroupOperationSet, ValidationFlags, Validator};
@@ -70,16 +70,15 @@ impl Variant {
     }
 
     pub fn source(&self) -> &'static str {
-        self.form().map_or(self.kernel.source, |form| form.source)
+        self.kernel.text(self.form).0
     }
 
     pub fn entry(&self) -> &'static str {
-        self.form().map_or(self.kernel.entry, |form| form.entry)
+        self.kernel.text(self.form).1
     }
 
     pub fn constants(&self) -> &'static [(&'static str, f64)] {
-        self.form()
-            .map_or(self.kernel.constants, |form| form.constants)
+        self.kernel.text(self.form).2
     }
 
     /// The least subgroup size it works with; 0 if it has no subgroup operations.
@@ -191,11 +190,6 @@ impl Module {
             .find(|entry| entry.name == name)
             .with_context(|| format!("no entry point {name}"))
     }
-}
-
-fn one_line(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ")
 }
 
 #[cfg(test)]

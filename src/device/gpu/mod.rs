@@ -87,8 +87,8 @@ fn uniform_buffer(device: &wgpu::Device, slots: usize) -> wgpu::Buffer {
     new_buffer(device, "parameters", slots * SLOT_BYTES, usage)
 }
 
-/// A wgpu error in one line: the first line that carries the cause.
-fn one_line(error: &dyn std::fmt::Display) -> String {
+/// An error of wgpu or naga in one line.
+pub fn one_line(error: &dyn std::fmt::Display) -> String {
     error
         .to_string()
         .lines()

@@ -35,13 +35,7 @@ impl Gpu {
         if state.pipelines.contains_key(&(kernel.name, form, halves)) {
             return Ok(());
         }
-        let (source, entry, constants) = match form {
-            0 => (kernel.source, kernel.entry, kernel.constants),
-            n => {
-                let form = &kernel.forms[n - 1];
-                (form.source, form.entry, form.constants)
-            }
-        };
+        let (source, entry, constants) = kernel.text(form);
         let source = shader::text(source, kernel.bindings, halves)
             .with_context(|| format!("kernel {}", kernel.name))?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
