@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::DeviceArgs;
 use super::train::resolve;
+use super::{DeviceArgs, Unfinished};
 use crate::device::choose;
 use crate::learn::ablation::{Ablation, Compared};
 use crate::learn::job;
-use crate::run::RunFolder;
+use crate::run::{Interrupt, RunFolder};
 
 /// Compare V-STAR with what it is made of, at the same number of decode tokens
 ///
@@ -125,12 +125,14 @@ pub fn run(args: Args) -> Result<()> {
         let done = if ablation.is_done(run) { ", done" } else { "" };
         writeln!(out, "plan    {run}{done}")?;
     }
+    let interrupt = Interrupt::listen()?;
     for (number, run) in (1..).zip(&ablation.runs) {
         if !ablation.is_done(run) {
             let all = ablation.runs.len();
             writeln!(out, "run     {number}/{all} {}", run.folder)?;
             out.flush()?;
-            ablation.complete(run, &device, &data)?;
+            let done = ablation.complete(run, &device, &data, &interrupt);
+            done.map_err(|error| Unfinished::error(error, "ablate", &root))?;
         }
     }
     let summary = ablation.summary(&data)?;

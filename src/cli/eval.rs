@@ -50,6 +50,7 @@ pub fn run(args: Args) -> Result<()> {
     let (evaluation, decode_tokens) =
         evaluate(model, data, &tables, &mut searcher, &examples, |done| {
             progress.step(done as u64, &[]);
+            Ok(())
         })?;
     progress.finish();
     let bootstrap = Bootstrap {

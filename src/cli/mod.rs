@@ -16,7 +16,9 @@ mod tune;
 mod validate;
 mod whole_steps;
 
+use std::fmt::{self, Display, Formatter};
 use std::io::{ErrorKind, Write, stderr};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -28,6 +30,7 @@ use crate::device::choose::{self, DeviceChoice};
 use crate::device::gpu::GpuOptions;
 use crate::device::tuning::Forms;
 use crate::kernels;
+use crate::run::Interrupted;
 
 /// Trains a generative recommender with V-STAR on any GPU, or on the CPU
 ///
@@ -181,6 +184,29 @@ fn settings_help() -> String {
     )
 }
 
+/// A run that ended before its time, and can be gone on with.
+#[derive(Debug)]
+struct Unfinished {
+    error: anyhow::Error,
+    command: String,
+}
+
+impl Unfinished {
+    /// `error` ended a run of `command` in the folder `root`.
+    fn error(error: anyhow::Error, command: &str, root: &Path) -> anyhow::Error {
+        let command = format!("vstar {command} --resume {}", root.display());
+        Unfinished { error, command }.into()
+    }
+}
+
+impl Display for Unfinished {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{:#}; to go on: {}", self.error, self.command)
+    }
+}
+
+impl std::error::Error for Unfinished {}
+
 /// The exit code of the program, after showing an error as one line on stderr.
 ///
 /// A reader of stdout that has gone (`vstar recommend | head`) is no error.
@@ -188,9 +214,19 @@ pub fn finish(outcome: Result<()>) -> ExitCode {
     match outcome {
         Err(error) if !is_broken_pipe(&error) => {
             let _ = writeln!(stderr(), "vstar: error: {}", one_line(&error));
-            ExitCode::FAILURE
+            exit_code(&error)
         }
         _ => ExitCode::SUCCESS,
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let cause = error
+        .downcast_ref()
+        .map_or(error, |u: &Unfinished| &u.error);
+    match cause.downcast_ref::<Interrupted>() {
+        Some(interrupted) => interrupted.exit_code().into(),
+        None => ExitCode::FAILURE,
     }
 }
 

@@ -2,18 +2,17 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, Unfinished};
 use crate::config::Config;
 use crate::device::choose;
 use crate::learn::context::Context as Run;
 use crate::learn::job;
 use crate::learn::plan::Plan;
-use crate::run::{Progress, RunFolder, State};
+use crate::run::{Interrupt, RunFolder};
 
 /// Train a recommender, from data to the final table
 ///
@@ -126,9 +125,9 @@ pub(super) fn absolute(path: &Path) -> Result<String> {
 
 /// Trains.
 pub fn run(args: Args) -> Result<()> {
-    let run = args.resume.as_deref().map(RunFolder::open).transpose()?;
-    let resumed = run.map(|run| run.config_path());
-    let file = resumed.as_deref().or(args.config.as_deref());
+    let resumed = args.resume.as_deref().map(RunFolder::resume).transpose()?;
+    let kept = resumed.as_ref().map(RunFolder::config_path);
+    let file = kept.as_deref().or(args.config.as_deref());
     let config = resolve(file, args.data.as_deref(), args.seed, &args.overrides)?;
     let data = job::load_data(&config)?;
     let device = args.device.open()?;
@@ -168,41 +167,29 @@ pub fn run(args: Args) -> Result<()> {
     if args.dry_run {
         return Ok(());
     }
-    let (folder, resumed) = match &args.resume {
-        Some(root) => {
-            let folder = RunFolder::open(root)?;
-            let latest = folder.checkpoints(config.run.keep_checkpoints)?.latest()?;
-            (folder, latest)
-        }
+    let folder = match resumed {
+        Some(folder) => folder,
         None => {
-            let root = args
-                .out
-                .clone()
-                .unwrap_or_else(|| RunFolder::default_path(&data.name));
-            (RunFolder::create(&root, &config)?, None)
+            let root = args.out.clone();
+            let root = root.unwrap_or_else(|| RunFolder::default_path(&data.name));
+            RunFolder::create(&root, &config)?
         }
     };
     writeln!(out, "run     {}", folder.root().display())?;
     out.flush()?;
-    let state = resumed.as_deref().map(State::load).transpose()?;
-    let context = Run {
-        config: &config,
-        data: &data,
-        checkpoints: folder.checkpoints(config.run.keep_checkpoints)?,
-        metrics: folder.metrics(state.as_ref())?,
-        folder: &folder,
-        progress: Progress::new(),
-        started: Instant::now(),
-        elapsed_before: 0.0,
-    };
-    match job::run(&device, context, stages, resumed) {
+    let (context, latest) = Run::open(&config, &data, &folder, Interrupt::listen()?)?;
+    match job::run(&device, context, stages, latest) {
         Ok(table) => write!(out, "{table}")?,
         Err(error) => {
+            let root = folder.root().to_owned();
             if args.resume.is_none() {
                 // What went wrong first is what the user is told.
                 let _ = folder.discard_unused();
             }
-            return Err(error);
+            return Err(match RunFolder::open(&root) {
+                Ok(_) => Unfinished::error(error, "train", &root),
+                Err(_) => error,
+            });
         }
     }
     if eval {

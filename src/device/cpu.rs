@@ -4,9 +4,9 @@ use super::stream::MAX_BINDINGS;
 use super::timing::{Clock, Times, plausible};
 use super::{
     Access, Args, Counters, Device, DeviceInfo, Launch, Memory as Bytes, Reading, Slice, Stream,
-    Word, threads,
+    Word, out_of_memory, threads,
 };
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::sync::Mutex;
@@ -144,7 +144,7 @@ impl Device for Cpu {
         let mut lines = Vec::new();
         lines
             .try_reserve_exact(count)
-            .map_err(|_| anyhow!("out of memory: buffer `{label}` of {} MiB", words >> 18))?;
+            .map_err(|_| out_of_memory(&self.info.name, label, words))?;
         lines.resize(count, Line([0; 16]));
         let memory = Some(Memory { lines, words });
         let mut state = self.state.lock().unwrap();

@@ -20,7 +20,7 @@ pub mod timing;
 pub mod trial;
 pub mod tuning;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -209,6 +209,15 @@ impl Reading {
 
 /// A shared device.
 pub type DeviceRef = Arc<dyn Device>;
+
+/// A buffer for which there is no memory.
+fn out_of_memory(device: &str, label: &str, words: usize) -> anyhow::Error {
+    anyhow!(
+        "{device}: out of memory for `{label}` ({} MiB): lower the batch size, the history length or the model's width \
+         (vstar train --dry-run shows what takes how much)",
+        words.div_ceil(1 << 18)
+    )
+}
 
 /// A buffer that would not fit one binding.
 #[derive(Debug)]

@@ -61,14 +61,14 @@ impl SidTables {
 }
 
 /// Decodes and scores every example. Returns the evaluation and the backbone tokens run after prefill; `progress` hears
-/// how many examples are done.
+/// how many examples are done. Errors: the device's, or that of `progress`, which ends it.
 pub fn evaluate(
     model: &Model,
     data: &Dataset,
     tables: &SidTables,
     searcher: &mut Searcher,
     examples: &[Example],
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<(Evaluation, u64)> {
     let catalog = &data.catalog;
     let beam = searcher.beam();
@@ -89,7 +89,7 @@ pub fn evaluate(
             evaluator.add(&ranked, catalog.item_sid(example.target), worth)?;
         }
         done += batch.len();
-        progress(done);
+        progress(done)?;
     }
     Ok((evaluator.finish()?, tokens))
 }

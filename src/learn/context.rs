@@ -9,10 +9,10 @@ use crate::model::Model;
 use crate::model::checkpoint::{Init, load_blocks, save_blocks};
 use crate::model::optimiser::LossScale;
 use crate::run::atomic_write;
-use crate::run::{Checkpoints, Metrics, Progress, RunFolder, Stage, State};
+use crate::run::{Checkpoints, Interrupt, Metrics, Progress, RunFolder, Stage, State};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Steps in a row with a loss or gradient that is not finite, after which a run stops (spec 9).
@@ -25,6 +25,7 @@ pub struct Context<'a> {
     pub checkpoints: Checkpoints,
     pub metrics: Metrics,
     pub progress: Progress,
+    pub interrupt: Interrupt,
     /// When this process began, and the seconds of the run before it.
     pub started: Instant,
     pub elapsed_before: f64,
@@ -53,7 +54,31 @@ pub fn attention(config: &Config) -> PromptAttention {
     }
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// In `folder`, of which this process has taken hold, and the checkpoint to go on from, if there is one.
+    pub fn open(
+        config: &'a Config,
+        data: &'a Dataset,
+        folder: &'a RunFolder,
+        interrupt: Interrupt,
+    ) -> Result<(Context<'a>, Option<PathBuf>)> {
+        let checkpoints = folder.checkpoints(config.run.keep_checkpoints)?;
+        let latest = checkpoints.latest()?;
+        let state = latest.as_deref().map(State::load).transpose()?;
+        let context = Context {
+            config,
+            data,
+            folder,
+            checkpoints,
+            metrics: folder.metrics(state.as_ref())?,
+            progress: Progress::new(),
+            interrupt,
+            started: Instant::now(),
+            elapsed_before: state.map_or(0.0, |state| state.elapsed_seconds),
+        };
+        Ok((context, latest))
+    }
+
     pub fn attention(&self) -> PromptAttention {
         attention(self.config)
     }

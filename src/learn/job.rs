@@ -202,7 +202,7 @@ pub fn run_system(
 impl<'a> Job<'a> {
     fn begin(
         device: &DeviceRef,
-        mut context: Context<'a>,
+        context: Context<'a>,
         stages: Stages,
         resume: Option<PathBuf>,
     ) -> Result<Job<'a>> {
@@ -211,7 +211,6 @@ impl<'a> Job<'a> {
             Some(checkpoint) => State::load(checkpoint)?,
             None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
         };
-        context.elapsed_before = start.elapsed_seconds;
         if let Some(checkpoint) = &resume {
             restore_choices(device, checkpoint);
         }
@@ -382,14 +381,20 @@ impl<'a> Job<'a> {
         self.context
             .progress
             .stage(&format!("test {name}"), 0, examples.len() as u64);
-        let progress = &mut self.context.progress;
+        let (progress, interrupt) = (&mut self.context.progress, &self.context.interrupt);
         let (evaluation, decode_tokens) = evaluate(
             &self.engine.model,
             data,
             &self.tables,
             &mut self.validation,
             &examples,
-            |done| progress.step(done as u64, &[]),
+            |done| {
+                progress.step(done as u64, &[]);
+                match interrupt.asked() {
+                    true => Err(interrupt.error(Stage::Eval, 0)),
+                    false => Ok(()),
+                }
+            },
         )?;
         self.context.progress.finish();
         Ok(self.system(name, evaluation, decode_tokens, train_decode_tokens))
@@ -455,7 +460,7 @@ fn validate(
     if examples.is_empty() {
         bail!("the data has no validation users: early stopping needs some");
     }
-    let (evaluation, _) = evaluate(model, data, tables, searcher, &examples, |_| {})?;
+    let (evaluation, _) = evaluate(model, data, tables, searcher, &examples, |_| Ok(()))?;
     let (p, top) = (&evaluation.per_user, evaluation.top);
     let value = |s: Statistic| s.value().unwrap_or(0.0);
     let levels = 1..=evaluation.levels;

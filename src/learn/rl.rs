@@ -325,7 +325,8 @@ pub fn run(
         let every = context.config.run.checkpoint_every as u64;
         let due = every > 0 && state.step.is_multiple_of(every);
         // What is under way may be the last step, or spend what tokens there are.
-        if !(evaluate || due || limit.reached(&state.after(per_step))) {
+        let interrupted = context.interrupt.asked();
+        if !(evaluate || due || interrupted || limit.reached(&state.after(per_step))) {
             continue;
         }
         let now = ahead.take().expect("just submitted");
@@ -340,8 +341,11 @@ pub fn run(
         record.write(context, validation.as_ref())?;
         let improved = validation.is_some_and(|v| state.note_validation(v.metric));
         // After a skipped step the checkpoint before may be the last good one.
-        if due && counts || improved || last || stopped(&state) {
+        if (due || interrupted) && counts || improved || last || stopped(&state) {
             save(context, engine, &mut state, moving)?;
+            if interrupted {
+                return Err(context.interrupt.error(stage, state.step));
+            }
         }
         pace = Pace::start();
     }

@@ -445,7 +445,8 @@ pub fn run(
         let evaluate = state.step.is_multiple_of(eval_every) || last;
         let every = context.config.run.checkpoint_every as u64;
         let due = every > 0 && state.step.is_multiple_of(every);
-        if !(evaluate || due) {
+        let interrupted = context.interrupt.asked();
+        if !(evaluate || due || interrupted) {
             continue;
         }
         let now = ahead.take().expect("just submitted");
@@ -459,8 +460,11 @@ pub fn run(
         record.write(context, validation.as_ref())?;
         let improved = validation.is_some_and(|v| state.note_validation(v.metric));
         // After a skipped step the checkpoint before may be the last good one.
-        if due && counts || improved || last || stopped(&state) {
+        if (due || interrupted) && counts || improved || last || stopped(&state) {
             context.save(engine, &mut state)?;
+            if interrupted {
+                return Err(context.interrupt.error(Stage::Sft, state.step));
+            }
         }
         pace = Pace::start();
     }

@@ -7,7 +7,7 @@ use super::layout::{Layout, for_each_part_mut, parts};
 use crate::device::{DeviceRef, Precision};
 use crate::floats;
 use crate::rng::{Rng, Stream};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,7 +192,8 @@ pub fn save_blocks(layout: &Layout, blocks: &[Vec<f32>], path: &Path) -> Result<
         .collect::<Result<Vec<_>>>()?;
     let metadata = Some([("format".to_string(), "pt".to_string())].into());
     safetensors::serialize_to_file(views, metadata, path)
-        .with_context(|| format!("{}: cannot write", path.display()))
+        // Its text has that of its cause.
+        .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
 }
 
 /// Reads what [`save_blocks`] wrote. Errors name the file and the tensor.

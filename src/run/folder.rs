@@ -1,6 +1,6 @@
 //! The run folder: one folder that says what was asked, what happened and what came of it.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,6 +23,7 @@ const CURVES: &str = "curves.svg";
 const TEST_USERS: &str = "test_users.safetensors";
 const RESULT: &str = "result.json";
 const README_FILE: &str = "README.txt";
+const LOCK: &str = ".lock";
 
 const README: &str = "\
 This folder holds one run of vstar.
@@ -39,37 +40,30 @@ Evaluate its best model:         vstar eval --model THIS_FOLDER
 ";
 
 /// An existing run folder.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
+    /// Held by the process that works in it; the system lets go of it when the process ends, however it ends.
+    _hold: Option<File>,
 }
 
 impl RunFolder {
     /// A free name for a run of today: `runs/<UTC time>-<data set>`.
     pub fn default_path(dataset: &str) -> PathBuf {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let base = format!(
-            "{}-{dataset}",
-            timestamp(now.map_or(0, |now| now.as_secs()))
-        );
-        let numbered = (2..).map(|number| format!("{base}-{number}"));
-        std::iter::once(base.clone())
-            .chain(numbered)
-            .map(|name| Path::new("runs").join(name))
-            .find(|path| !path.exists())
-            .expect("one of endless names is free")
+        free_path(dataset, SystemTime::now(), |path| !path.exists())
     }
 
-    /// Makes the folder of a new run, with its `config.toml` and `README.txt`.
+    /// Makes the folder of a new run, with its `config.toml` and `README.txt`, and takes hold of it.
     ///
     /// # Errors
-    /// The path is taken by anything but an empty folder, or cannot be written.
+    /// The path is taken by anything but an empty folder, or cannot be written, or another process has hold of it.
     pub fn create(root: &Path, config: &Config) -> Result<RunFolder> {
         let shown = root.display();
         // What a run leaves that ended before it had its configuration.
         let (readme, config_path) = (root.join(README_FILE), root.join(CONFIG));
         let begun = |path: &Path| {
-            path == partial(&readme)
+            path == root.join(LOCK)
+                || path == partial(&readme)
                 || path == partial(&config_path)
                 || path == readme && fs::read(path).is_ok_and(|text| text == README.as_bytes())
         };
@@ -88,20 +82,50 @@ impl RunFolder {
             }
         }
         fs::create_dir_all(root).with_context(|| format!("cannot make the run folder {shown}"))?;
+        let folder = RunFolder::held(root)?;
         atomic_write(&root.join(README_FILE), README.as_bytes())?;
         // Last, because it is what makes the folder a run folder.
         atomic_write(&root.join(CONFIG), config.resolved_toml().as_bytes())?;
-        Ok(RunFolder::at(root))
+        Ok(folder)
     }
 
     /// The folder of a run, whether there is one or not.
     pub fn at(root: &Path) -> RunFolder {
         RunFolder {
             root: root.to_owned(),
+            _hold: None,
         }
     }
 
-    /// The folder of an earlier run, to go on with it or to read from it.
+    /// Takes hold of the folder for this process alone.
+    fn held(root: &Path) -> Result<RunFolder> {
+        let shown = root.display();
+        let file = File::create(root.join(LOCK))
+            .with_context(|| format!("cannot write in the run folder {shown}"))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => bail!(
+                "the run folder {shown} is in use by another process: wait until that has ended, or give another --out"
+            ),
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            outcome => outcome.with_context(|| format!("cannot take hold of {shown}"))?,
+        }
+        Ok(RunFolder {
+            root: root.to_owned(),
+            _hold: Some(file),
+        })
+    }
+
+    /// The folder of an earlier run, to go on with it: takes hold of it.
+    ///
+    /// # Errors
+    /// It is no run folder, cannot be written, or another process has hold of it.
+    pub fn resume(root: &Path) -> Result<RunFolder> {
+        RunFolder::open(root)?;
+        RunFolder::held(root)
+    }
+
+    /// The folder of an earlier run, to read from it.
     pub fn open(root: &Path) -> Result<RunFolder> {
         let folder = RunFolder::at(root);
         if !folder.config_path().is_file() {
@@ -113,6 +137,8 @@ impl RunFolder {
     /// Removes the folder of a run that failed before anything came of it: it holds no record and no checkpoint.
     /// Only what a run makes is removed, so files of anyone else keep the folder.
     pub fn discard_unused(self) -> Result<()> {
+        // Nobody can remove an open file everywhere.
+        drop(self._hold);
         let metrics = self.root.join(METRICS);
         let recorded = fs::metadata(&metrics).is_ok_and(|file| file.len() > 0);
         let checkpoints = self.root.join(CHECKPOINTS);
@@ -120,7 +146,7 @@ impl RunFolder {
             return Ok(());
         }
         let remove = || -> std::io::Result<()> {
-            for file in [METRICS, README_FILE, CONFIG] {
+            for file in [METRICS, README_FILE, CONFIG, LOCK] {
                 let path = self.root.join(file);
                 if path.exists() {
                     fs::remove_file(path)?;
@@ -238,6 +264,19 @@ pub fn locate_model(folder: &Path) -> Result<Located> {
     })
 }
 
+/// The first free name of a run that begins at `now`. A clock may go backwards, and may stand before 1970: the name is all
+/// that depends on it.
+fn free_path(dataset: &str, now: SystemTime, free: impl Fn(&Path) -> bool) -> PathBuf {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let base = format!("{}-{dataset}", timestamp(since.as_secs()));
+    let numbered = (2..).map(|number| format!("{base}-{number}"));
+    std::iter::once(base.clone())
+        .chain(numbered)
+        .map(|name| Path::new("runs").join(name))
+        .find(|path| free(path))
+        .expect("one of endless names is free")
+}
+
 /// `yyyymmdd-hhmmss` in UTC of a number of seconds since 1970.
 fn timestamp(seconds: u64) -> String {
     let [year, month, day] = calendar::date(seconds as i64);
@@ -248,7 +287,39 @@ fn timestamp(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::timestamp;
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_clock_that_goes_backwards_takes_no_ones_name() {
+        let second = |s| UNIX_EPOCH + Duration::from_secs(s);
+        let before = UNIX_EPOCH - Duration::from_secs(7);
+        let mut taken: Vec<PathBuf> = Vec::new();
+        let names = [
+            second(59),
+            second(1),
+            second(59),
+            before,
+            before,
+            second(59),
+        ]
+        .map(|now| {
+            let path = free_path("toy", now, |path| !taken.contains(&path.to_owned()));
+            taken.push(path.clone());
+            path.to_str().unwrap().replace('\\', "/")
+        });
+        assert_eq!(
+            names,
+            [
+                "runs/19700101-000059-toy",
+                "runs/19700101-000001-toy",
+                "runs/19700101-000059-toy-2",
+                "runs/19700101-000000-toy",
+                "runs/19700101-000000-toy-2",
+                "runs/19700101-000059-toy-3",
+            ]
+        );
+    }
 
     #[test]
     fn timestamps_follow_the_calendar() {

@@ -2,11 +2,10 @@
 
 use anyhow::Result;
 use std::path::Path;
-use std::time::Instant;
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::learn::context::Context;
-use vstar::run::{Progress, RunFolder, State};
+use vstar::run::{Interrupt, RunFolder};
 
 /// Opens the run folder at `root`, making it if it is new, and does something in it.
 pub fn in_folder<T>(
@@ -15,23 +14,9 @@ pub fn in_folder<T>(
     data: &Dataset,
     act: impl FnOnce(Context) -> Result<T>,
 ) -> Result<T> {
-    let folder = match RunFolder::open(root) {
+    let folder = match RunFolder::resume(root) {
         Ok(folder) => folder,
         Err(_) => RunFolder::create(root, config)?,
     };
-    let checkpoints = folder.checkpoints(config.run.keep_checkpoints)?;
-    let state = checkpoints
-        .latest()?
-        .map(|latest| State::load(&latest))
-        .transpose()?;
-    act(Context {
-        config,
-        data,
-        checkpoints,
-        metrics: folder.metrics(state.as_ref())?,
-        folder: &folder,
-        progress: Progress::new(),
-        started: Instant::now(),
-        elapsed_before: 0.0,
-    })
+    act(Context::open(config, data, &folder, Interrupt::default())?.0)
 }

@@ -30,7 +30,8 @@ pub fn config(changes: &[&str]) -> Config {
     Config::load(None, &settings).unwrap()
 }
 
-/// A fresh model ready to train, with room for every batch of these tests.
+/// A fresh model ready to train, with room for every batch of these tests. Not every test has one.
+#[allow(dead_code)]
 pub fn engine(device: &DeviceRef, config: &Config, data: &Dataset) -> Engine {
     let init = Init {
         seed: config.seed,

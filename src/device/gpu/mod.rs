@@ -9,8 +9,8 @@ mod timing;
 
 use super::timing::{Times, by_wall_clock};
 use super::tuning::{Choices, Forms, Offer};
-use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream};
-use anyhow::{Result, anyhow, bail};
+use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream, out_of_memory};
+use anyhow::{Result, anyhow};
 pub use forms::Measurement;
 use forms::Selection;
 use pipelines::{BindGroupKey, Layout, PipelineKey, bind_group_key};
@@ -196,10 +196,8 @@ impl Gpu {
             let note = note.clone();
             Arc::new(move |e: wgpu::Error| note(one_line(&e)))
         });
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(format!("the device was lost: {}", one_line(&message)));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            note(format!("the device was lost: {}", one_line(&message)));
         });
         let state = State {
             buffers: Vec::new(),
@@ -225,6 +223,11 @@ impl Gpu {
             fault,
             state: Mutex::new(state),
         })
+    }
+
+    /// Loses the device, as a driver that resets it would. For tests.
+    pub fn lose(&self) {
+        self.device.destroy();
     }
 
     fn check(&self) -> Result<()> {
@@ -276,10 +279,10 @@ impl Gpu {
 
     /// Waits for everything submitted.
     fn wait(&self) -> Result<()> {
-        self.device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
-        self.check()
+        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        waited.map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
+        Ok(())
     }
 }
 
@@ -295,12 +298,7 @@ impl Device for Gpu {
             | wgpu::BufferUsages::COPY_SRC;
         let buffer = new_buffer(&self.device, label, words * 4, usage);
         if pollster::block_on(scope.pop()).is_some() {
-            bail!(
-                "{}: out of device memory for `{label}` ({} MiB): lower the batch size, the history length or the \
-                 model's width",
-                self.info.name,
-                words >> 18
-            );
+            return Err(out_of_memory(&self.info.name, label, words));
         }
         self.check()?;
         let mut state = self.state.lock().unwrap();

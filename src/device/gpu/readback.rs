@@ -78,13 +78,13 @@ impl Gpu {
         let (name, free) = (self.info.name.clone(), state.staging.clone());
         Ok(Reading::pending(move || {
             let failed = |e: &dyn std::fmt::Debug| anyhow!("{name}: reading back failed: {e:?}");
-            device
-                .poll(wgpu::PollType::Wait {
-                    submission_index: Some(submission),
-                    timeout: None,
-                })
-                .map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
+            let waited = device.poll(wgpu::PollType::Wait {
+                submission_index: Some(submission),
+                timeout: None,
+            });
+            // A lost device says so there; what comes of it here says less.
             super::check(&fault, &name)?;
+            waited.map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
             let answer = receiver.recv();
             let (mapped, when) = answer.context("the GPU never answered a read-back")?;
             mapped.map_err(|e| failed(&e))?;

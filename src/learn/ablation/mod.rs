@@ -13,12 +13,11 @@ use crate::data::Dataset;
 use crate::decode::{self, search::Decoding};
 use crate::device::{DeviceInfo, DeviceRef};
 use crate::eval::report::grouped;
-use crate::run::{Progress, RunFolder, State, atomic_write, write_folder};
+use crate::run::{Interrupt, RunFolder, atomic_write, write_folder};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// A way to train by reinforcement learning.
 struct System {
@@ -306,28 +305,22 @@ impl Ablation {
     }
 
     /// Does a run, or what is left of it; one that is done is left alone.
-    pub fn complete(&self, run: &Run, device: &DeviceRef, data: &Dataset) -> Result<()> {
+    pub fn complete(
+        &self,
+        run: &Run,
+        device: &DeviceRef,
+        data: &Dataset,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         if self.is_done(run) {
             return Ok(());
         }
         let (folder, config) = (self.folder(run), &run.config);
         let folder = match folder.config_path().is_file() {
-            true => folder,
+            true => RunFolder::resume(folder.root())?,
             false => RunFolder::create(folder.root(), config)?,
         };
-        let checkpoints = folder.checkpoints(config.run.keep_checkpoints)?;
-        let latest = checkpoints.latest()?;
-        let state = latest.as_deref().map(State::load).transpose()?;
-        let context = Context {
-            config,
-            data,
-            checkpoints,
-            metrics: folder.metrics(state.as_ref())?,
-            folder: &folder,
-            progress: Progress::new(),
-            started: Instant::now(),
-            elapsed_before: 0.0,
-        };
+        let (context, latest) = Context::open(config, data, &folder, interrupt.clone())?;
         job::run_system(device, context, run.stages, latest, run.system)
     }
 
