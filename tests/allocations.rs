@@ -5,8 +5,9 @@
 mod toy;
 #[path = "support/train.rs"]
 mod train;
+#[path = "support/watched.rs"]
+mod watched;
 
-use anyhow::Result;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,12 +15,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use train::{config, dataset, engine};
 use vstar::decode::search::{Decoding, Searcher};
 use vstar::device::cpu::Cpu;
-use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Slice, Stream};
+use vstar::device::{DeviceRef, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::Targets;
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::Trainer;
 use vstar::model::optimiser::Update;
+use watched::Watched;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -49,75 +51,32 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The CPU device, adding up the allocations within `run` and its launches.
-struct Watched {
-    cpu: Cpu,
-    allocations: AtomicU64,
-    launches: AtomicU64,
-}
+/// Allocations within streams, and launches, so far.
+static WITHIN: AtomicU64 = AtomicU64::new(0);
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
 
-impl Device for Watched {
-    fn info(&self) -> &DeviceInfo {
-        self.cpu.info()
-    }
-
-    fn allocate(&self, label: &str, words: usize) -> Result<u32> {
-        self.cpu.allocate(label, words)
-    }
-
-    fn release(&self, buffer: u32) {
-        self.cpu.release(buffer);
-    }
-
-    fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
-        self.cpu.write(to, data)
-    }
-
-    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
-        self.cpu.begin_reading(from)
-    }
-
-    fn run(&self, stream: &Stream) -> Result<()> {
-        let before = ALLOCATIONS.load(SeqCst);
-        let outcome = self.cpu.run(stream);
-        let here = ALLOCATIONS.load(SeqCst) - before;
-        self.allocations.fetch_add(here, SeqCst);
-        self.launches
-            .fetch_add(stream.launches.len() as u64, SeqCst);
-        outcome
-    }
-
-    fn counters(&self) -> Counters {
-        self.cpu.counters()
-    }
-
-    fn memory(&self) -> Memory {
-        self.cpu.memory()
-    }
-}
-
-impl Watched {
-    /// The fewest allocations of ten calls of `f`: a thread may come to a kernel late and need its scratch then.
-    fn fewest(&self, mut f: impl FnMut()) -> u64 {
-        let mut once = || {
-            let before = self.allocations.load(SeqCst);
-            let launches = self.launches.load(SeqCst);
-            f();
-            assert!(self.launches.load(SeqCst) > launches);
-            self.allocations.load(SeqCst) - before
-        };
-        (0..10).map(|_| once()).min().unwrap()
-    }
+/// The fewest allocations of ten calls of `f`: a thread may come to a kernel late and need its scratch then.
+fn fewest(mut f: impl FnMut()) -> u64 {
+    let mut once = || {
+        let (before, launches) = (WITHIN.load(SeqCst), LAUNCHES.load(SeqCst));
+        f();
+        assert!(LAUNCHES.load(SeqCst) > launches);
+        WITHIN.load(SeqCst) - before
+    };
+    (0..10).map(|_| once()).min().unwrap()
 }
 
 #[test]
 fn launches_ask_for_no_memory() {
-    let watched = Arc::new(Watched {
-        cpu: Cpu::new(),
-        allocations: AtomicU64::new(0),
-        launches: AtomicU64::new(0),
-    });
-    let device: DeviceRef = watched.clone();
+    let run = |cpu: &DeviceRef, stream: &Stream| {
+        let before = ALLOCATIONS.load(SeqCst);
+        let outcome = cpu.run(stream);
+        WITHIN.fetch_add(ALLOCATIONS.load(SeqCst) - before, SeqCst);
+        LAUNCHES.fetch_add(stream.launches.len() as u64, SeqCst);
+        outcome
+    };
+    let device = Arc::new(Cpu::new());
+    let device: DeviceRef = Arc::new(Watched { device, run });
     let (data, config) = (dataset(), config(&[]));
     let engine = engine(&device, &config, &data);
 
@@ -136,7 +95,7 @@ fn launches_ask_for_no_memory() {
         clip_norm: 1.0,
     };
     let mut trainer = Trainer::new(&engine, 4).unwrap();
-    let fine_tuning = watched.fewest(|| {
+    let fine_tuning = fewest(|| {
         let result = trainer.step(&engine, &documents[..4], pack, &update);
         assert!(result.unwrap().finite);
     });
@@ -152,7 +111,7 @@ fn launches_ask_for_no_memory() {
             let found = searcher.search(&engine.model, &data.catalog, &histories, 0, 0);
             assert_eq!(found.unwrap().len(), histories.len());
         };
-        let searching = watched.fewest(search);
+        let searching = fewest(search);
         assert_eq!(searching, 0, "allocations in a rollout by {decode}");
     }
     assert!(ALLOCATIONS.load(SeqCst) > 0, "nothing is counted");

@@ -10,21 +10,20 @@ mod remains;
 mod toy;
 #[path = "support/train.rs"]
 mod train;
+#[path = "support/validated.rs"]
+mod validated;
 
-use anyhow::Result;
 use devices::{bare_gpu, cpu};
 use folder::in_folder;
 use remains::remains;
-use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use train::{config, dataset, engine};
+use validated::fine_tune;
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::device::DeviceRef;
-use vstar::learn::context::Validation;
-use vstar::learn::{job, sft};
-use vstar::model::Model;
+use vstar::learn::job;
 use vstar::model::checkpoint::Init;
 use vstar::run::{Checkpoints, Stage, State};
 
@@ -233,44 +232,12 @@ fn drop_value_head(path: &Path) {
     fs::write(path, safetensors::serialize(kept, None).unwrap()).unwrap();
 }
 
-/// Fine-tunes with a validation after every step that a closure answers, given the step's number and the model.
-fn fine_tune(
-    root: &Path,
-    changes: &[&str],
-    mut metric: impl FnMut(u64, &Model) -> f64,
-) -> Result<(State, Model)> {
-    let (data, config) = (
-        dataset(),
-        config(&[&["sft.eval_every=1"], changes].concat()),
-    );
-    let engine = engine(&cpu(), &config, &data);
-    let mut step = 0;
-    let mut validate = |model: &Model| {
-        step += 1;
-        let metric = metric(step, model);
-        Ok(Validation {
-            hr10: metric,
-            value_hr10: metric,
-            coverage10: metric,
-            prefix_hit10: vec![metric; 3],
-            ndcg10: metric,
-            metric,
-        })
-    };
-    let state = in_folder(root, &config, &data, |mut context| {
-        let plan = sft::Plan::new(&context)?;
-        let state = State::start(Stage::Sft);
-        sft::run(&mut context, &engine, &plan, state, &mut validate)
-    })?;
-    Ok((state, engine.model))
-}
-
 #[test]
 fn fine_tuning_stops_early_and_keeps_the_best() {
     let temporary = tempfile::tempdir().unwrap();
     let root = temporary.path().join("run");
     let metrics = [0.1, 0.4, 0.2, 0.3, 0.9];
-    let ran = fine_tune(&root, &["sft.patience=2"], |step, _| {
+    let ran = fine_tune(&cpu(), &root, &["sft.patience=2"], |step, _| {
         metrics[step as usize - 1]
     });
     let (state, model) = ran.unwrap();
@@ -285,89 +252,4 @@ fn fine_tuning_stops_early_and_keeps_the_best() {
     assert!(latest.ends_with("sft-00000004"), "{}", latest.display());
     model.restore(&latest, INIT).unwrap();
     assert!(model.weights.read().unwrap() != weights);
-}
-
-/// Puts a NaN into the first layer's input norm, which every token passes.
-fn poison(model: &Model) {
-    let mut weights = model.weights.read().unwrap();
-    weights.last_mut().unwrap()[0] = f32::NAN;
-    model.weights.write(&weights).unwrap();
-}
-
-#[test]
-fn steps_that_are_not_finite_are_skipped_and_counted() {
-    let temporary = tempfile::tempdir().unwrap();
-    let root = temporary.path().join("run");
-    let mut good = Vec::new();
-    let ran = fine_tune(
-        &root,
-        &["sft.max_steps=6", "sft.patience=0"],
-        |step, model| {
-            match step {
-                2 => {
-                    good = model.weights.read().unwrap();
-                    poison(model);
-                }
-                4 => {
-                    // The two skipped steps left all but the poison alone.
-                    let now = model.weights.read().unwrap();
-                    let bits =
-                        |w: &[Vec<f32>]| w.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    let pairs = bits(&now).into_iter().zip(bits(&good));
-                    assert_eq!(pairs.filter(|(a, b)| a != b).count(), 1);
-                    model.weights.write(&good).unwrap();
-                }
-                _ => {}
-            }
-            0.5
-        },
-    );
-    let (state, model) = ran.unwrap();
-    assert_eq!((state.step, state.skipped_steps), (6, 2));
-    assert!(
-        model
-            .weights
-            .read()
-            .unwrap()
-            .concat()
-            .iter()
-            .all(|w| w.is_finite())
-    );
-    let metrics = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
-    let finite: Vec<bool> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].is_f64())
-        .collect();
-    assert_eq!(finite, [true, true, false, false, true, true]);
-}
-
-#[test]
-fn three_steps_in_a_row_that_are_not_finite_end_the_run() {
-    let temporary = tempfile::tempdir().unwrap();
-    let root = temporary.path().join("run");
-    // Checkpoints are due at steps 2, 4 and 6, of which the latter two are skipped.
-    let changes = [
-        "run.checkpoint_every=2",
-        "run.keep_checkpoints=1",
-        "sft.patience=0",
-    ];
-    let ran = fine_tune(&root, &changes, |step, model| {
-        if step == 3 {
-            poison(model);
-        }
-        0.5
-    });
-    let message = format!("{:#}", ran.err().expect("the run should have ended"));
-    let good = root.join("checkpoints/sft-00000002");
-    assert_eq!(
-        message,
-        format!(
-            "sft step 6: loss or gradient not finite in 3 steps in a row: lower the learning rate (the last good \
-             checkpoint is {})",
-            good.display()
-        )
-    );
-    // It can be loaded, which a model that is not finite could not.
-    let model = engine(&cpu(), &config(&[]), &dataset()).model;
-    model.restore(&good, INIT).unwrap();
 }

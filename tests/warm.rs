@@ -12,8 +12,9 @@ mod teacher;
 mod toy;
 #[path = "support/train.rs"]
 mod train;
+#[path = "support/watched.rs"]
+mod watched;
 
-use anyhow::Result;
 use devices::{bare_gpu, cpu};
 use folder::in_folder;
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::search::{Decoding, Searcher};
-use vstar::device::{Counters, Device, DeviceInfo, DeviceRef, Memory, Reading, Slice, Stream};
+use vstar::device::{Counters, DeviceRef, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
 use vstar::learn::head::Head;
@@ -33,6 +34,7 @@ use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::Trainer;
 use vstar::learn::{job, mixing};
 use vstar::model::optimiser::Update;
+use watched::Watched;
 
 const UPDATE: Update = Update {
     lr: 1e-4,
@@ -233,54 +235,6 @@ fn a_prepared_search_makes_nothing_for_a_batch_of_any_size() {
     }
 }
 
-/// A GPU, with what each stream made that was run.
-struct Watched {
-    gpu: DeviceRef,
-    made: Mutex<Vec<u64>>,
-}
-
-impl Device for Watched {
-    fn info(&self) -> &DeviceInfo {
-        self.gpu.info()
-    }
-
-    fn allocate(&self, label: &str, words: usize) -> Result<u32> {
-        self.gpu.allocate(label, words)
-    }
-
-    fn release(&self, buffer: u32) {
-        self.gpu.release(buffer);
-    }
-
-    fn write(&self, to: Slice, data: &[u32]) -> Result<()> {
-        self.gpu.write(to, data)
-    }
-
-    fn begin_reading(&self, from: &[Slice]) -> Result<Reading> {
-        self.gpu.begin_reading(from)
-    }
-
-    fn run(&self, stream: &Stream) -> Result<()> {
-        let before = self.gpu.counters();
-        let ran = self.gpu.run(stream);
-        let made = made(self.gpu.counters() - before);
-        self.made.lock().unwrap().push(made);
-        ran
-    }
-
-    fn prepare(&self, streams: &mut dyn Iterator<Item = Stream>) -> Result<()> {
-        self.gpu.prepare(streams)
-    }
-
-    fn counters(&self) -> Counters {
-        self.gpu.counters()
-    }
-
-    fn memory(&self) -> Memory {
-        self.gpu.memory()
-    }
-}
-
 /// A whole job, with validations, a reference that moves and a value head that warms up: nothing makes anything but the
 /// first step of each stage.
 #[test]
@@ -306,16 +260,22 @@ fn a_run_is_warm_after_the_first_step_of_a_stage() {
         rl: true,
         eval: true,
     };
-    let watched = Arc::new(Watched {
-        gpu: bare_gpu(),
-        made: Mutex::default(),
-    });
-    let device: DeviceRef = watched.clone();
+    // By stream that was run.
+    let counts = Arc::new(Mutex::new(Vec::new()));
+    let seen = counts.clone();
+    let run = move |gpu: &DeviceRef, stream: &Stream| {
+        let before = gpu.counters();
+        let ran = gpu.run(stream);
+        seen.lock().unwrap().push(made(gpu.counters() - before));
+        ran
+    };
+    let device = bare_gpu();
+    let device: DeviceRef = Arc::new(Watched { device, run });
     in_folder(&root, &config, &data, |context| {
         job::run(&device, context, stages, None)
     })
     .unwrap();
-    let made = watched.made.lock().unwrap();
+    let made = counts.lock().unwrap();
     assert_eq!(made.iter().filter(|&&n| n > 0).count(), 3, "{made:?}");
     let metrics = std::fs::read_to_string(root.join("metrics.jsonl")).unwrap();
     let mut steps = BTreeMap::<String, usize>::new();

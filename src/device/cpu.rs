@@ -20,6 +20,7 @@ struct Line([u32; 16]);
 struct Memory {
     lines: Vec<Line>,
     words: usize,
+    label: String,
 }
 
 #[derive(Default)]
@@ -146,7 +147,11 @@ impl Device for Cpu {
             .try_reserve_exact(count)
             .map_err(|_| out_of_memory(&self.info.name, label, words))?;
         lines.resize(count, Line([0; 16]));
-        let memory = Some(Memory { lines, words });
+        let memory = Some(Memory {
+            lines,
+            words,
+            label: label.into(),
+        });
         let mut state = self.state.lock().unwrap();
         state.held.take(4 * words as u64);
         Ok(match state.free.pop() {
@@ -159,6 +164,12 @@ impl Device for Cpu {
                 (state.buffers.len() - 1) as u32
             }
         })
+    }
+
+    fn label(&self, buffer: u32) -> String {
+        let state = self.state.lock().unwrap();
+        let memory = state.buffers[buffer as usize].as_ref();
+        memory.expect("buffer is alive").label.clone()
     }
 
     fn release(&self, buffer: u32) {

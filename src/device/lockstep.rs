@@ -150,6 +150,10 @@ impl Device for Lockstep {
         Ok(id)
     }
 
+    fn label(&self, buffer: u32) -> String {
+        self.subject.label(buffer)
+    }
+
     fn release(&self, buffer: u32) {
         self.reference.release(buffer);
         self.subject.release(buffer);

@@ -4,6 +4,7 @@
 //! kernel's twin on threads, [`lockstep`] does both and names the first launch whose outputs differ. Everything
 //! above this room (model, decoders, trainer) is written once, against streams.
 
+pub mod audit;
 pub mod choose;
 pub mod cost;
 pub mod cpu;
@@ -117,6 +118,9 @@ pub trait Device: Send + Sync {
     fn allocate(&self, label: &str, words: usize) -> Result<u32>;
 
     fn release(&self, buffer: u32);
+
+    /// What a buffer was labelled when it was allocated.
+    fn label(&self, buffer: u32) -> String;
 
     /// Copies `data` to the start of `to` (at most its length); visible to streams run later.
     fn write(&self, to: Slice, data: &[u32]) -> Result<()>;

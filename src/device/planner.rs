@@ -57,6 +57,12 @@ impl Device for Planner {
         Ok((state.buffers.len() - 1) as u32)
     }
 
+    fn label(&self, buffer: u32) -> String {
+        let state = self.state.lock().unwrap();
+        let buffer = state.buffers[buffer as usize].as_ref();
+        buffer.expect("buffer is alive").0.clone()
+    }
+
     fn release(&self, buffer: u32) {
         let mut state = self.state.lock().unwrap();
         if let Some((_, bytes)) = state.buffers[buffer as usize].take() {

@@ -37,6 +37,10 @@ impl Device for Recorder {
         self.device.allocate(label, words)
     }
 
+    fn label(&self, buffer: u32) -> String {
+        self.device.label(buffer)
+    }
+
     fn release(&self, buffer: u32) {
         self.device.release(buffer);
     }

@@ -378,7 +378,7 @@ impl Launch {
     }
 
     /// Whether it may write to `buffer`.
-    pub(super) fn writes(&self, buffer: u32) -> bool {
+    pub fn writes(&self, buffer: u32) -> bool {
         let slices = self.kernel.bindings.iter().zip(&self.slices);
         slices
             .into_iter()

@@ -176,20 +176,27 @@ const TRAINED: &str = "trained.safetensors";
 const FIRST_MOMENT: &str = "first_moment.safetensors";
 const SECOND_MOMENT: &str = "second_moment.safetensors";
 
+/// In the record of a step that was left out: where the first number that was not finite came from.
+const NOT_FINITE: &str = "not_finite";
+
 /// Watches for steps that were skipped because something was not finite.
 #[derive(Default)]
 pub struct Faults {
     in_a_row: u64,
+    /// Where the first of them came from.
+    cause: Option<String>,
 }
 
 impl Faults {
-    /// Takes note of step `step` (from 1), which left the loss scale in `state`; true if it counts. Errors: too many in a
-    /// row that a lower loss scale would not have saved.
+    /// Takes note of step `step` (from 1), which left the loss scale in `state`; true if it counts. What a lower
+    /// loss scale would not have saved is looked into by `find`, for the record, until it is found. Errors: too many such in a row.
     pub fn check(
         &mut self,
         (step, finite): (u64, bool),
         state: &mut State,
         checkpoints: &Checkpoints,
+        record: &mut Record,
+        find: impl FnOnce() -> Result<Option<String>>,
     ) -> Result<bool> {
         if finite {
             self.in_a_row = 0;
@@ -200,16 +207,25 @@ impl Faults {
             return Ok(false);
         }
         self.in_a_row += 1;
+        if self.in_a_row == 1 {
+            self.cause = None;
+        }
+        if self.cause.is_none() {
+            self.cause = find()?;
+        }
+        // The step after it had been made when it was repeated.
+        let cause = self.cause.as_deref();
+        let cause = cause.unwrap_or("all was finite when the step was repeated");
+        record.0.insert(NOT_FINITE.into(), cause.into());
         if self.in_a_row >= MAX_SKIPPED_IN_A_ROW {
             let last = match checkpoints.latest()? {
                 Some(path) => format!("the last good checkpoint is {}", path.display()),
                 None => "no checkpoint was written yet".into(),
             };
             bail!(
-                "{} step {}: loss or gradient not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row: lower the learning \
-                 rate ({last})",
-                state.stage.name(),
-                step
+                "{} step {step}: loss or gradient not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row ({cause}): lower the \
+                 learning rate ({last})",
+                state.stage.name()
             );
         }
         Ok(false)
@@ -233,6 +249,11 @@ impl StepRecord {
             self.record.validation(v);
             self.shown
                 .extend([("hr@10", v.hr10), ("ndcg@10", v.ndcg10)]);
+        }
+        if let Some(cause) = self.record.0.get(NOT_FINITE).and_then(Value::as_str) {
+            let (stage, step) = (self.stage.name(), self.step);
+            let note = format!("{stage} step {step} left out, not finite: {cause}");
+            context.progress.note(&note);
         }
         let every = context.config.run.log_every as u64;
         if self.step.is_multiple_of(every) || validation.is_some() {

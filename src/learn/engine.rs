@@ -2,7 +2,8 @@
 //! optimiser. Fine-tuning and policy optimisation differ only in the forest, the targets and dLoss/dlog-prob.
 
 use super::head::Head;
-use crate::device::{Buffer, DeviceRef, Size, Slice, Stream};
+use crate::device::audit::first_not_finite;
+use crate::device::{Buffer, DeviceRef, Launch, Size, Slice, Stream};
 use crate::forest::{Forest, ForestSize, Row};
 use crate::kernels::copy::copy;
 use crate::kernels::dropout::Dropout;
@@ -217,6 +218,24 @@ impl Engine {
 
     pub fn device(&self) -> &DeviceRef {
         &self.model.device
+    }
+
+    /// Runs a step's stream again, up to its update, and says where the first number that is not finite is: the launch and
+    /// the tensor. None if there is none.
+    pub fn first_not_finite(&self, s: &Stream) -> Result<Option<String>> {
+        let (model, optimiser) = (&self.model, &self.optimiser);
+        let updated = |launch: &Launch| launch.writes(optimiser.norm().buffer);
+        let found = first_not_finite(self.device(), s, |launch| !updated(launch))?;
+        Ok(found.map(|found| {
+            let (slice, element) = (found.slice, found.element);
+            let families = [(&model.weights, ""), (&optimiser.gradient, "gradient of ")];
+            let tensor = families.iter().find_map(|(family, what)| {
+                let (block, at) = family.place(slice, element)?;
+                Some(format!("{what}{}", model.layout.name_at(block, at)?))
+            });
+            let tensor = tensor.unwrap_or_else(|| self.device().label(slice.buffer));
+            format!("{found} ({tensor})")
+        }))
     }
 
     pub fn layout(&self) -> &Layout {

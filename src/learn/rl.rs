@@ -88,29 +88,40 @@ impl Stepper {
         })
     }
 
-    /// Submits a step on `asked`, in parts of `part` questions: decoding, rewards, `updates` updates, all of it in one
-    /// submission. `step` numbers it in draws.
-    pub fn submit(
+    /// Uploads the questions `asked`, in parts of `part`, and records a step on them: decoding, rewards, `updates` updates.
+    /// `step` numbers it in draws.
+    fn load(
         &mut self,
         engine: &Engine,
         data: &Dataset,
         (asked, part, step): (&[Question], usize, u32),
         reference: Option<&Model>,
-        (updates, update, value_only): (usize, &Update, bool),
-    ) -> Result<Submitted> {
-        let device = engine.device();
-        let before = device.counters();
+        updates: (usize, &Update, bool),
+    ) -> Result<()> {
         self.rollout.upload(data, asked, part)?;
         if let Some(mixing) = &mut self.mixing {
             mixing.upload(engine, data, step)?;
         }
-        let updates = (updates, update, value_only);
         let mut s = std::mem::take(&mut self.stream);
         s.clear();
         self.record(&mut s, engine, step, reference, updates);
-        let ran = device.run(&s);
         self.stream = s;
-        ran?;
+        Ok(())
+    }
+
+    /// Submits a step, as [`Stepper::load`] has it, all of it in one submission.
+    pub fn submit(
+        &mut self,
+        engine: &Engine,
+        data: &Dataset,
+        questions: (&[Question], usize, u32),
+        reference: Option<&Model>,
+        updates: (usize, &Update, bool),
+    ) -> Result<Submitted> {
+        let device = engine.device();
+        let before = device.counters();
+        self.load(engine, data, questions, reference, updates)?;
+        device.run(&self.stream)?;
         let reading = device.begin_reading(&self.policy.figures(engine))?;
         Ok(Submitted {
             reading,
@@ -199,10 +210,11 @@ impl Ahead {
     /// Waits for the step's figures and takes note of them; its record, and whether it counts.
     fn settle(
         self,
-        stepper: &Stepper,
+        stepper: &mut Stepper,
         context: &Context,
         state: &mut State,
         (faults, pace): (&mut Faults, &mut Pace),
+        find: impl FnOnce(&mut Stepper, u64) -> Result<Option<String>>,
     ) -> Result<(StepRecord, bool)> {
         let counters = self.submitted.counters;
         let (figures, done) = stepper.wait_timed(self.submitted)?;
@@ -210,8 +222,11 @@ impl Ahead {
         state.updates = figures.updates;
         state.loss_scale = figures.loss_scale;
         state.decode_tokens += figures.decode_cost;
-        let counts = faults.check((self.step, finite), state, &context.checkpoints)?;
         let mut record = Record::default();
+        let (step, checkpoints) = (self.step, &context.checkpoints);
+        let counts = faults.check((step, finite), state, checkpoints, &mut record, || {
+            find(stepper, step)
+        })?;
         figures.record(self.prompts, &mut record);
         record
             .loss_scale(figures.loss_scale)
@@ -315,10 +330,17 @@ pub fn run(
             updates: rl.updates as u64,
             submitted,
         };
+        let find = |stepper: &mut Stepper, step: u64| {
+            let asked = questions.draw(rl.prompts, step - 1);
+            let questions = (&asked[..], rollout::part(config), step as u32 - 1);
+            let updates = (rl.updates, &update, value_only);
+            stepper.load(engine, data, questions, reference.as_ref(), updates)?;
+            engine.first_not_finite(&stepper.stream)
+        };
         // The step before has had all this time to finish.
         if let Some(before) = ahead.replace(next) {
             let meters = (&mut faults, &mut pace);
-            let (record, _) = before.settle(&stepper, context, &mut state, meters)?;
+            let (record, _) = before.settle(&mut stepper, context, &mut state, meters, find)?;
             record.write(context, None)?;
         }
         let evaluate = rl.eval_every > 0 && state.step.is_multiple_of(rl.eval_every as u64);
@@ -331,7 +353,7 @@ pub fn run(
         }
         let now = ahead.take().expect("just submitted");
         let meters = (&mut faults, &mut pace);
-        let (record, counts) = now.settle(&stepper, context, &mut state, meters)?;
+        let (record, counts) = now.settle(&mut stepper, context, &mut state, meters, find)?;
         let last = limit.reached(&state);
         let validation = match evaluate || last {
             true => Some(validate(engine.result())?),

@@ -232,16 +232,15 @@ impl Trainer {
         })
     }
 
-    /// Submits the gradient over `parts` (mean over all their targets), then one update, all of it in one submission.
-    pub fn submit<D>(
+    /// Uploads `parts` and records the gradient over them (mean over all their targets), then one update. Returns the
+    /// tokens.
+    fn load<D>(
         &mut self,
         engine: &Engine,
         parts: &[D],
         pack: impl Fn(&D, &mut Forest, &mut Targets),
         update: &Update,
-    ) -> Result<Submitted> {
-        let device = engine.device();
-        let before = device.counters();
+    ) -> Result<usize> {
         let (mut tokens, mut inputs) = (0, Vec::with_capacity(parts.len()));
         for (part, room) in parts.iter().zip(&self.rooms) {
             self.forest.clear();
@@ -263,9 +262,22 @@ impl Trainer {
         let mut s = std::mem::take(&mut self.stream);
         s.clear();
         self.record(&mut s, engine, &inputs, update);
-        let ran = device.run(&s);
         self.stream = s;
-        ran?;
+        Ok(tokens)
+    }
+
+    /// Submits a step on `parts`, all of it in one submission.
+    pub fn submit<D>(
+        &mut self,
+        engine: &Engine,
+        parts: &[D],
+        pack: impl Fn(&D, &mut Forest, &mut Targets),
+        update: &Update,
+    ) -> Result<Submitted> {
+        let device = engine.device();
+        let before = device.counters();
+        let tokens = self.load(engine, parts, pack, update)?;
+        device.run(&self.stream)?;
         let read = [self.loss.first(1), engine.optimiser.norm()];
         let reading = device.begin_reading(&read)?;
         Ok(Submitted {
@@ -340,13 +352,21 @@ impl Ahead {
         context: &Context,
         state: &mut State,
         (faults, pace): (&mut Faults, &mut Pace),
+        find: impl FnOnce(u64) -> Result<Option<String>>,
     ) -> Result<(StepRecord, bool)> {
         let counters = self.submitted.counters;
         let (result, done) = self.submitted.wait_timed()?;
         state.updates = result.updates;
         state.loss_scale = result.loss_scale;
-        let counts = faults.check((self.step, result.finite), state, &context.checkpoints)?;
         let mut record = Record::default();
+        let (step, checkpoints) = (self.step, &context.checkpoints);
+        let counts = faults.check(
+            (step, result.finite),
+            state,
+            checkpoints,
+            &mut record,
+            || find(step),
+        )?;
         record
             .number("loss", result.loss)
             .number("grad_norm", result.grad_norm as f64)
@@ -374,7 +394,8 @@ pub fn run(
     mut state: State,
     validate: &mut dyn FnMut(&Model) -> Result<Validation>,
 ) -> Result<State> {
-    let config = &context.config.sft;
+    let all = context.config;
+    let config = &all.sft;
     let (data, attention) = (context.data, context.attention());
     let rate = LearningRate {
         schedule: config.schedule,
@@ -383,7 +404,7 @@ pub fn run(
         warmup: config.warmup_steps as u64,
         total: plan.steps_per_epoch * config.epochs as u64,
     };
-    let (mut epoch, mut order) = plan.order(context.config.seed, state.step);
+    let (mut epoch, mut order) = plan.order(all.seed, state.step);
     let mut trainer = Trainer::new(engine, config.accumulate)?;
     let mut prepared = false;
     let mut faults = Faults::default();
@@ -410,16 +431,16 @@ pub fn run(
             clip_norm: config.clip_norm as f32,
         };
         if state.step / plan.steps_per_epoch != epoch {
-            (epoch, order) = plan.order(context.config.seed, state.step);
+            (epoch, order) = plan.order(all.seed, state.step);
         }
-        let parts = plan.parts(&order, state.step, context.config);
+        let parts = plan.parts(&order, state.step, all);
         let pack = |part: &Vec<Window>, f: &mut Forest, t: &mut Targets| {
             for &w in part {
                 let items = &data.train[w.sequence as usize];
                 push_window(&data.catalog, items, w, attention, (f, t));
             }
         };
-        trainer.regulariser = Regulariser::of(context.config, state.step);
+        trainer.regulariser = Regulariser::of(all, state.step);
         let before = engine.device().counters();
         let mut submitted = trainer.submit(engine, &parts, pack, &update)?;
         if !prepared {
@@ -435,10 +456,17 @@ pub fn run(
             lr,
             submitted,
         };
+        let mut find = |step: u64| {
+            let (_, order) = plan.order(all.seed, step - 1);
+            let parts = plan.parts(&order, step - 1, all);
+            trainer.regulariser = Regulariser::of(all, step - 1);
+            trainer.load(engine, &parts, pack, &update)?;
+            engine.first_not_finite(&trainer.stream)
+        };
         // The step before has had all this time to finish.
         if let Some(before) = ahead.replace(next) {
             let meters = (&mut faults, &mut pace);
-            let (record, _) = before.settle(context, &mut state, meters)?;
+            let (record, _) = before.settle(context, &mut state, meters, &mut find)?;
             record.write(context, None)?;
         }
         let last = state.step == plan.total_steps;
@@ -451,7 +479,7 @@ pub fn run(
         }
         let now = ahead.take().expect("just submitted");
         let meters = (&mut faults, &mut pace);
-        let (record, counts) = now.settle(context, &mut state, meters)?;
+        let (record, counts) = now.settle(context, &mut state, meters, &mut find)?;
         let validation = match evaluate {
             true => Some(validate(engine.result())?),
             false => None,

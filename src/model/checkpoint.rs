@@ -146,9 +146,7 @@ impl Model {
                 got == shape,
                 "{files}: tensor `{name}` has shape {got:?}, config.json asks for {shape:?}"
             );
-            if let Some(i) = data.iter().position(|v| !v.is_finite()) {
-                bail!("{files}: tensor `{name}` holds {} at element {i}", data[i]);
-            }
+            check_finite(name, &data).with_context(|| files.to_string())?;
             values.copy_from_slice(&data);
             Ok(())
         })?;
@@ -179,10 +177,20 @@ impl Model {
     }
 }
 
-/// Writes host blocks as a safetensors file under Hugging Face's names.
+/// Errors: a value that is not finite, by its tensor's name and its place.
+fn check_finite(name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(i) => bail!("tensor `{name}` holds {} at element {i}", values[i]),
+        None => Ok(()),
+    }
+}
+
+/// Writes host blocks as a safetensors file under Hugging Face's names. Errors: a value that is not finite, so that what
+/// was kept before stays the last; the disk's.
 pub fn save_blocks(layout: &Layout, blocks: &[Vec<f32>], path: &Path) -> Result<()> {
     let views = parts(layout, blocks)
         .map(|(name, shape, values)| {
+            check_finite(name, values)?;
             let data: &[u8] = bytemuck::cast_slice(values);
             Ok((
                 name.to_string(),

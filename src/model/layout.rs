@@ -191,6 +191,19 @@ impl Layout {
         }
     }
 
+    /// The Hugging Face tensor that has word `at` of a block; none between tensors.
+    pub fn name_at(&self, block: usize, at: usize) -> Option<&str> {
+        let in_block = self.tensors.iter().filter(|t| t.block == block);
+        let tensor = in_block.filter(|t| (t.offset..t.offset + t.words).contains(&at));
+        let mut end = 0;
+        tensor
+            .flat_map(|t| t.parts.iter().map(move |part| (t, part)))
+            .find_map(|(t, (name, shape))| {
+                end += shape.iter().product::<usize>();
+                (at < t.offset + end).then_some(name.as_str())
+            })
+    }
+
     /// Words of all blocks.
     pub fn words(&self) -> usize {
         self.blocks.iter().map(|b| b.words).sum()
@@ -269,6 +282,14 @@ impl Weights {
                 copy(s, block.all(), halves.all().halves(), block.len());
             }
         }
+    }
+
+    /// The block, and the word of it, that an element of `slice` is; none if it is no value of this family.
+    pub fn place(&self, slice: Slice, element: usize) -> Option<(usize, usize)> {
+        let is = |buffer: &Buffer| buffer.all().buffer == slice.buffer;
+        let halves = |i: usize| self.halves[i].as_ref().is_some_and(is);
+        let block = (0..self.blocks.len()).find(|&i| is(&self.blocks[i]) || halves(i))?;
+        Some((block, slice.offset as usize + element))
     }
 
     /// Writes one family from host values, a vector per block.

@@ -41,6 +41,8 @@ pub struct GpuOptions {
 
 struct State {
     buffers: Vec<Option<wgpu::Buffer>>,
+    /// By buffer.
+    labels: Vec<String>,
     free: Vec<u32>,
     layouts: HashMap<&'static str, Layout>,
     pipelines: HashMap<PipelineKey, wgpu::ComputePipeline>,
@@ -201,6 +203,7 @@ impl Gpu {
         });
         let state = State {
             buffers: Vec::new(),
+            labels: Vec::new(),
             free: Vec::new(),
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
@@ -306,13 +309,19 @@ impl Device for Gpu {
         Ok(match state.free.pop() {
             Some(id) => {
                 state.buffers[id as usize] = Some(buffer);
+                state.labels[id as usize] = label.into();
                 id
             }
             None => {
                 state.buffers.push(Some(buffer));
+                state.labels.push(label.into());
                 (state.buffers.len() - 1) as u32
             }
         })
+    }
+
+    fn label(&self, buffer: u32) -> String {
+        self.state.lock().unwrap().labels[buffer as usize].clone()
     }
 
     fn release(&self, buffer: u32) {
