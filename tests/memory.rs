@@ -11,18 +11,24 @@ mod toy;
 #[path = "support/train.rs"]
 mod train;
 
-use devices::{bare_gpu, cpu};
+use anyhow::Result;
+use devices::{bare_gpu, cpu, gpu};
 use folder::in_folder;
 use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
 use train::{config, dataset, engine};
-use vstar::device::{DeviceRef, Stream, TooLarge};
+use vstar::device::gpu::GpuOptions;
+use vstar::device::{DeviceRef, LARGEST_BUFFER_WORDS, MAX_BUFFER_WORDS, Stream, TooLarge};
 use vstar::forest::{Forest, PromptAttention};
-use vstar::learn::engine::{Engine, Room, Targets};
+use vstar::learn::engine::{Capacity, Engine, Options, Room, Targets};
 use vstar::learn::head::Head;
 use vstar::learn::job::{self, Stages};
 use vstar::learn::plan::Plan;
 use vstar::learn::sequences::{Window, push_window, windows};
-use vstar::model::Model;
+use vstar::learn::sft::Trainer;
+use vstar::model::checkpoint::Init;
+use vstar::model::{Architecture, Model};
+
+const MOST: usize = MAX_BUFFER_WORDS;
 
 const ALL: Stages = Stages {
     sft: true,
@@ -37,7 +43,7 @@ fn a_run_takes_what_was_planned() {
         for change in ["rl.kl_beta=0.02", "rl.accumulate=3", "model.recompute=true"] {
             let steps = ["sft.max_steps=2", "rl.steps=2", "rl.max_steps=2"];
             let config = config(&[&steps[..], &[change]].concat());
-            let planned = Plan::new(&config, &data, ALL).unwrap().peak as f64;
+            let planned = Plan::new(&config, &data, ALL, MOST).unwrap().peak as f64;
             let fresh: DeviceRef = match device.info().backend.as_str() {
                 "cpu" => cpu(),
                 _ => bare_gpu(),
@@ -61,9 +67,9 @@ fn a_run_takes_what_was_planned() {
 #[test]
 fn a_run_that_does_not_fit_is_told_what_would() {
     let (data, config) = (dataset(), config(&[]));
-    let plan = Plan::new(&config, &data, ALL).unwrap();
+    let plan = Plan::new(&config, &data, ALL, MOST).unwrap();
     let mut info = cpu().info().clone();
-    let admit = |plan, info: &_| Plan::admit(plan, &config, &data, ALL, info);
+    let admit = |plan, info: &_| Plan::admit(plan, &config, &data, ALL, (info, MOST));
     admit(Ok(plan.clone()), &info).unwrap();
     let huge = Plan {
         peak: u64::MAX - 1,
@@ -77,18 +83,92 @@ fn a_run_that_does_not_fit_is_told_what_would() {
     assert!(error.contains("model.recompute="), "{error}");
     info.software = false;
     admit(Ok(huge), &info).expect("a GPU speaks for itself");
-    let half = Plan::settings_that_fit(&config, &data, ALL, plan.peak / 2).unwrap();
+    let half = Plan::settings_that_fit(&config, &data, ALL, (plan.peak / 2, MOST)).unwrap();
     let settings: Vec<&str> = half.split(' ').collect();
-    let smaller = Plan::new(&train::config(&settings), &data, ALL).unwrap();
+    let smaller = Plan::new(&train::config(&settings), &data, ALL, MOST).unwrap();
     assert!(smaller.peak <= plan.peak / 2, "{half}");
-    assert_eq!(Plan::settings_that_fit(&config, &data, ALL, 1000), None);
+    assert_eq!(
+        Plan::settings_that_fit(&config, &data, ALL, (1000, MOST)),
+        None
+    );
     let wide = train::config(&[
         "model.hidden_size=65536",
         "model.heads=512",
         "model.layers=1",
     ]);
-    let error = Plan::new(&wide, &data, ALL).unwrap_err();
+    let error = Plan::new(&wide, &data, ALL, MOST).unwrap_err();
     assert!(error.is::<TooLarge>(), "{error:#}");
+}
+
+/// An embedding, and logits of the fewest rows, that are larger than what every adapter binds: on devices that bind more.
+#[test]
+fn a_vocabulary_of_more_than_one_least_binding_works() {
+    let (data, config) = (
+        dataset(),
+        config(&["model.layers=1", "model.hidden_size=64"]),
+    );
+    let vocab = 600_000;
+    let architecture = Architecture {
+        vocab,
+        ..job::architecture(&config, &data)
+    };
+    assert!(vocab * architecture.hidden > MAX_BUFFER_WORDS);
+    let init = Init { seed: 1, std: 0.02 };
+    let capacity = Capacity {
+        tokens: 64,
+        rows: 64,
+        targets: 64,
+        slots: 0,
+    };
+    let losses = |device: &DeviceRef| -> Result<Vec<f64>> {
+        let precision = job::precision(&config);
+        let model = Model::initialised(device, &architecture, 32, precision, init)?;
+        let engine = Engine::new(model, capacity, Options::default())?;
+        let mut trainer = Trainer::new(&engine, 1)?;
+        // The last tokens there are.
+        let pack = |window: &Window, forest: &mut Forest, targets: &mut Targets| {
+            let items = &data.train[window.sequence as usize];
+            push_window(&data.catalog, items, *window, CAUSAL, (forest, targets));
+            let tokens = targets.tokens.iter_mut();
+            tokens.for_each(|token| *token = vocab as u32 - 1 - *token);
+        };
+        let document = documents(&data)[0];
+        let step = |_| {
+            Ok(trainer
+                .step(&engine, &[document], pack, &update(0.01))?
+                .loss)
+        };
+        (0..3).map(step).collect()
+    };
+    let want = losses(&cpu()).unwrap();
+    assert!((want[0] - (vocab as f64).ln()).abs() < 0.1, "{want:?}");
+    assert!(want[2] < want[1] && want[1] < want[0] - 0.1, "{want:?}");
+    let gpu = gpu(GpuOptions::default());
+    match gpu.max_buffer_words() < vocab * architecture.hidden {
+        true => {
+            let error = losses(&gpu).unwrap_err();
+            assert!(error.is::<TooLarge>(), "{error:#}");
+            let most = gpu.max_buffer_words() >> 18;
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("more than the {most} MiB")),
+                "{error:#}"
+            );
+        }
+        false => {
+            for (want, got) in want.iter().zip(losses(&gpu).unwrap()) {
+                assert!((want - got).abs() < 1e-3 * want, "{want} {got}");
+            }
+        }
+    }
+    // Where no larger binding was asked for there is none.
+    let error = losses(&bare_gpu()).unwrap_err();
+    assert!(
+        error.to_string().contains("more than the 128 MiB"),
+        "{error:#}"
+    );
+    assert!(LARGEST_BUFFER_WORDS > MAX_BUFFER_WORDS);
 }
 
 /// Documents of a step.

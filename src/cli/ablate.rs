@@ -101,7 +101,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let ablation = Ablation::new(&root, config, what, &data)?;
     let device = args.device.open()?;
-    ablation.check(&data, device.info())?;
+    ablation.check(&data, &*device)?;
     if args.resume.is_none() {
         ablation.create()?;
     }

@@ -157,13 +157,14 @@ pub fn run(args: Args) -> Result<()> {
         Stages::Eval => [false, false, true],
     };
     let stages = job::Stages { sft, rl, eval };
-    let plan = Plan::new(&config, &data, stages);
+    let most = device.max_buffer_words();
+    let plan = Plan::new(&config, &data, stages, most);
     if args.dry_run
         && let Ok(plan) = &plan
     {
         writeln!(out, "{plan}")?;
     }
-    Plan::admit(plan, &config, &data, stages, device.info())?;
+    Plan::admit(plan, &config, &data, stages, (device.info(), most))?;
     if args.dry_run {
         return Ok(());
     }

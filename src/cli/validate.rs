@@ -54,6 +54,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             exposed: true,
             forms: Forms::Fixed,
             timed: false,
+            without: wgpu::Features::empty(),
         },
     ),
     (
@@ -64,6 +65,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
             exposed: false,
             forms: Forms::Fixed,
             timed: false,
+            without: wgpu::Features::empty(),
         },
     ),
 ];

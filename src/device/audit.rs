@@ -151,7 +151,7 @@ mod tests {
             let mut s = Stream::new();
             fill::fill_f32(&mut s, y.first(50), 1.0);
             copy::copy(&mut s, y.all(), z.all(), 50);
-            add::add(&mut s, z.all(), x.all(), 100);
+            add::add(&mut s, x.all(), z.all(), 100);
             let find = |values: [f32; 2], go_on: usize| {
                 let mut words = vec![0.0f32; 100];
                 words[7] = values[0];
@@ -169,7 +169,7 @@ mod tests {
             assert_eq!(find([1.0, 2.0], 3), None);
             // Left by an earlier step: nobody's fault, and cleared.
             assert_eq!(find([1.0, f32::NAN], 3), None);
-            let name = add::ADD.bindings[1].name;
+            let name = add::ADD.bindings[0].name;
             assert_eq!(
                 find([f32::INFINITY, 0.0], 3).unwrap(),
                 format!("launch 3 of 3, kernel add, read inf in `{name}`, element 7")
@@ -180,7 +180,7 @@ mod tests {
             fill::fill_f32(&mut s, y.all(), 0.0);
             let mut s = Stream::new();
             fill::fill_f32(&mut s, z.all(), f32::MAX);
-            add::add(&mut s, z.all(), x.all(), 100);
+            add::add(&mut s, x.all(), z.all(), 100);
             let found = first_not_finite(&device, &s, |_| true).unwrap().unwrap();
             assert!(found.written && found.launch == 1 && found.value == f32::INFINITY);
         });

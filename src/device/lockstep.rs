@@ -143,6 +143,10 @@ impl Device for Lockstep {
         &self.info
     }
 
+    fn max_buffer_words(&self) -> usize {
+        self.subject.max_buffer_words()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         let id = self.reference.allocate(label, words)?;
         let other = self.subject.allocate(label, words)?;

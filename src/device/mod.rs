@@ -39,9 +39,12 @@ pub use tuning::Choices;
 /// Slices start on multiples of this many words: 256 bytes, wgpu's default storage-binding alignment.
 pub const ALIGN_WORDS: usize = 64;
 
-/// The largest binding wgpu guarantees (128 MiB), in words. No buffer here is larger, so every buffer can be bound
-/// whole on every adapter.
+/// The largest binding wgpu guarantees (128 MiB), in words. What can be cut up is, so that no buffer is larger; a single
+/// tensor that is needs a device with larger bindings ([`Device::max_buffer_words`]).
 pub const MAX_BUFFER_WORDS: usize = 128 * 1024 * 1024 / 4;
+
+/// The largest buffer of any device: its elements are counted in u32, as f16 too.
+pub const LARGEST_BUFFER_WORDS: usize = 1 << 30;
 
 /// What a person needs to know about the device a result came from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -114,7 +117,12 @@ impl std::ops::Sub for Counters {
 pub trait Device: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
-    /// A zeroed buffer of `words` words (1 ..= [`MAX_BUFFER_WORDS`]); its number.
+    /// The largest buffer it can bind whole, at least [`MAX_BUFFER_WORDS`].
+    fn max_buffer_words(&self) -> usize {
+        LARGEST_BUFFER_WORDS
+    }
+
+    /// A zeroed buffer of `words` words (1 ..= [`Device::max_buffer_words`]); its number.
     fn allocate(&self, label: &str, words: usize) -> Result<u32>;
 
     fn release(&self, buffer: u32);
@@ -228,16 +236,18 @@ fn out_of_memory(device: &str, label: &str, words: usize) -> anyhow::Error {
 pub struct TooLarge {
     label: String,
     words: usize,
+    most: usize,
 }
 
 impl std::fmt::Display for TooLarge {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(
             f,
-            "buffer `{}` needs {:.0} MiB, more than the 128 MiB one binding may hold: use a smaller batch, vocabulary \
-             or model",
+            "buffer `{}` needs {} MiB, more than the {} MiB one binding may hold on this device: use a smaller batch, \
+             vocabulary or model, or another device",
             self.label,
-            self.words as f64 / (1 << 18) as f64
+            self.words.div_ceil(1 << 18),
+            self.most >> 18
         )
     }
 }
@@ -255,10 +265,12 @@ impl Buffer {
     /// A zeroed buffer. Errors: larger than one binding may be, or out of memory (naming `label` and the size).
     pub fn new(device: &DeviceRef, label: &str, words: usize) -> Result<Buffer> {
         let words = words.max(1);
-        if words > MAX_BUFFER_WORDS {
+        let most = device.max_buffer_words();
+        if words > most {
             return Err(TooLarge {
                 label: label.into(),
                 words,
+                most,
             }
             .into());
         }

@@ -15,18 +15,15 @@ struct State {
 /// Buffers without memory: writes are forgotten, reads give zeros, streams do nothing.
 pub struct Planner {
     info: DeviceInfo,
+    max_buffer_words: usize,
     state: Mutex<State>,
 }
 
-impl Default for Planner {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Planner {
-    pub fn new() -> Self {
+    /// For a device whose buffers may be as large as this.
+    pub fn new(max_buffer_words: usize) -> Self {
         Planner {
+            max_buffer_words,
             info: DeviceInfo {
                 name: "plan".into(),
                 backend: "plan".into(),
@@ -47,6 +44,10 @@ impl Planner {
 impl Device for Planner {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn max_buffer_words(&self) -> usize {
+        self.max_buffer_words
     }
 
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {

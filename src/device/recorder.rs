@@ -33,6 +33,10 @@ impl Device for Recorder {
         self.device.info()
     }
 
+    fn max_buffer_words(&self) -> usize {
+        self.device.max_buffer_words()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         self.device.allocate(label, words)
     }

@@ -338,6 +338,7 @@ pub mod devices {
         exposed: false,
         forms: Forms::Fixed,
         timed: false,
+        without: wgpu::Features::empty(),
     };
 
     /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
@@ -347,6 +348,7 @@ pub mod devices {
         exposed: true,
         forms: Forms::Fixed,
         timed: false,
+        without: wgpu::Features::empty(),
     };
 
     pub fn bare_gpu() -> DeviceRef {

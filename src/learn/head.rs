@@ -58,7 +58,10 @@ struct Smoothing {
 impl Head {
     /// Errors: a vocabulary whose logits one binding cannot hold for 64 rows; out of memory.
     pub fn new(device: &DeviceRef, model: &Model, c: Capacity) -> Result<Head> {
-        Self::with_chunks(device, model, c, MAX_BUFFER_WORDS)
+        // The least a pass needs may be more.
+        let least = ALIGN_WORDS * model.architecture.vocab;
+        let words = MAX_BUFFER_WORDS.max(least.min(device.max_buffer_words()));
+        Self::with_chunks(device, model, c, words)
     }
 
     /// As [`Head::new`], with logits of at most `words` at a time.

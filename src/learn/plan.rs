@@ -56,10 +56,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans the stages asked for. Errors: what the run itself would fail with before its first step, such as a buffer
-    /// larger than one binding.
-    pub fn new(config: &Config, data: &Dataset, stages: Stages) -> Result<Plan> {
-        let planner = Arc::new(Planner::new());
+    /// Plans the stages asked for, on a device whose buffers have at most so many words. Errors: what the run itself would
+    /// fail with before its first step, such as a larger buffer.
+    pub fn new(
+        config: &Config,
+        data: &Dataset,
+        stages: Stages,
+        max_buffer_words: usize,
+    ) -> Result<Plan> {
+        let planner = Arc::new(Planner::new(max_buffer_words));
         let device: DeviceRef = planner.clone();
         let given = match config.model.init.as_str() {
             "" => None,
@@ -132,7 +137,7 @@ impl Plan {
         config: &Config,
         data: &Dataset,
         stages: Stages,
-        device: &DeviceInfo,
+        (device, max_buffer_words): (&DeviceInfo, usize),
     ) -> Result<()> {
         let available = match device.software {
             true => Host::new().memory_available.unwrap_or(u64::MAX),
@@ -149,19 +154,19 @@ impl Plan {
             Err(error) if error.is::<TooLarge>() => format!("{error:#}"),
             Err(error) => return Err(error),
         };
-        match Plan::settings_that_fit(config, data, stages, available) {
+        match Plan::settings_that_fit(config, data, stages, (available, max_buffer_words)) {
             Some(settings) => bail!("{why}: it would fit with {settings}"),
             None => bail!("{why}: no smaller batch would fit, take a smaller model"),
         }
     }
 
-    /// Settings with which the run would fit `available` bytes, as `key=value` arguments: more parts per step, smaller
+    /// Settings with which the run would fit `available` bytes, in buffers of at most so many words, as `key=value` arguments: more parts per step, smaller
     /// evaluation batches and, if that is not enough, activations computed anew. None if the model itself does not fit.
     pub fn settings_that_fit(
         config: &Config,
         data: &Dataset,
         stages: Stages,
-        available: u64,
+        (available, max_buffer_words): (u64, usize),
     ) -> Option<String> {
         let most = config
             .sft
@@ -178,7 +183,7 @@ impl Plan {
                 tried.rl.accumulate = parts(config.rl.accumulate, config.rl.prompts);
                 tried.eval.batch = (config.eval.batch / factor).max(1);
                 tried.model.recompute = recompute;
-                let plan = Plan::new(&tried, data, stages);
+                let plan = Plan::new(&tried, data, stages, max_buffer_words);
                 if plan.is_ok_and(|plan| plan.peak <= available) {
                     return Some(format!(
                         "sft.accumulate={} rl.accumulate={} eval.batch={} model.recompute={}",

@@ -14,11 +14,7 @@ pub fn cpu() -> DeviceRef {
 /// The devices that have f16: the CPU device, and the GPU with all it offers unless it lacks that, which is told.
 #[allow(dead_code)]
 pub fn with_halves() -> Vec<DeviceRef> {
-    let choice = DeviceChoice {
-        device: "gpu".into(),
-        ..Default::default()
-    };
-    let gpu = open(&choice, GpuOptions::default()).expect("GPU tests need an adapter");
+    let gpu = gpu(GpuOptions::default());
     if !gpu.has_halves() {
         println!("not tested: {} has no f16", gpu.info());
         return vec![cpu()];
@@ -27,13 +23,18 @@ pub fn with_halves() -> Vec<DeviceRef> {
 }
 
 /// A GPU under wgpu's default limits and without features, as a stranger's might be.
+#[allow(dead_code)]
 pub fn bare_gpu() -> DeviceRef {
+    gpu(GpuOptions {
+        bare: true,
+        ..Default::default()
+    })
+}
+
+/// A GPU opened so.
+pub fn gpu(options: GpuOptions) -> DeviceRef {
     let choice = DeviceChoice {
         device: "gpu".into(),
-        ..Default::default()
-    };
-    let options = GpuOptions {
-        bare: true,
         ..Default::default()
     };
     open(&choice, options).expect("GPU tests need an adapter")

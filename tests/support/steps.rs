@@ -79,6 +79,7 @@ pub fn fine_tune(
 }
 
 /// The gradient of the last step, tensor by tensor.
+#[allow(dead_code)]
 pub fn gradient(engine: &Engine) -> Vec<(String, Vec<f32>)> {
     let blocks = engine.optimiser.gradient.read().unwrap();
     let named = parts(engine.layout(), &blocks);
@@ -88,6 +89,7 @@ pub fn gradient(engine: &Engine) -> Vec<(String, Vec<f32>)> {
 }
 
 /// The largest relative difference over the tensors.
+#[allow(dead_code)]
 pub fn gradient_difference(a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) -> f64 {
     let pairs = a.iter().zip(b);
     pairs

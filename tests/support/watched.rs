@@ -16,6 +16,10 @@ impl<F: Fn(&DeviceRef, &Stream) -> Result<()> + Send + Sync> Device for Watched<
         self.device.info()
     }
 
+    fn max_buffer_words(&self) -> usize {
+        self.device.max_buffer_words()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         self.device.allocate(label, words)
     }

@@ -9,7 +9,10 @@ mod timing;
 
 use super::timing::{Times, by_wall_clock};
 use super::tuning::{Choices, Forms, Offer};
-use super::{Counters, Device, DeviceInfo, Launch, Memory, Reading, Slice, Stream, out_of_memory};
+use super::{
+    Counters, Device, DeviceInfo, LARGEST_BUFFER_WORDS, Launch, Memory, Reading, Slice, Stream,
+    out_of_memory,
+};
 use anyhow::{Result, anyhow};
 pub use forms::Measurement;
 use forms::Selection;
@@ -37,6 +40,8 @@ pub struct GpuOptions {
     pub forms: Forms,
     /// Ask for timestamps where the adapter has them, for [`Device::time`].
     pub timed: bool,
+    /// Features to do without, as if the adapter had not got them. For tests.
+    pub without: wgpu::Features,
 }
 
 struct State {
@@ -113,10 +118,10 @@ pub fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
 
 /// Sides of the square cooperative matrices that add up in f32, as [`Offer`] holds them. They need subgroups that are not
 /// too wide (`shaders/shared/matmul_cooperative.wgsl`).
-fn cooperative(adapter: &wgpu::Adapter) -> [u32; 2] {
+fn cooperative(adapter: &wgpu::Adapter, has: wgpu::Features) -> [u32; 2] {
     use wgpu::CooperativeScalarType::{F16, F32};
     let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
-    if !adapter.features().contains(needed) || adapter.get_info().subgroup_max_size > 64 {
+    if !has.contains(needed) || adapter.get_info().subgroup_max_size > 64 {
         return [0; 2];
     }
     [F32, F16].map(|operands| {
@@ -148,17 +153,18 @@ impl Gpu {
     /// Opens `adapter`. Errors: the adapter lacks wgpu's default limits, or its driver refuses a device.
     pub fn open(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Gpu> {
         let info = describe(adapter);
+        let has = adapter.features() - options.without;
         let mut limits = wgpu::Limits::default();
         let mut features = wgpu::Features::empty();
         let mut offer = Offer::default();
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if !options.bare {
-            if adapter.features().contains(wgpu::Features::SUBGROUP) {
+            if has.contains(wgpu::Features::SUBGROUP) {
                 features |= wgpu::Features::SUBGROUP;
                 offer.subgroup = adapter.get_info().subgroup_min_size;
             }
-            features |= adapter.features() & wgpu::Features::SHADER_F16;
-            offer.cooperative = cooperative(adapter);
+            features |= has & wgpu::Features::SHADER_F16;
+            offer.cooperative = cooperative(adapter, has);
             if offer.cooperative != [0; 2] {
                 features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
                 // SAFETY: the feature is used by `shaders/matmul_cooperative_*.wgsl` only, which run in uniform control
@@ -170,7 +176,7 @@ impl Gpu {
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
         }
         if options.timed {
-            features |= adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+            features |= has & wgpu::Features::TIMESTAMP_QUERY;
         }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("vstar"),
@@ -292,6 +298,14 @@ impl Gpu {
 impl Device for Gpu {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn max_buffer_words(&self) -> usize {
+        let limits = self.device.limits();
+        let bytes = limits
+            .max_buffer_size
+            .min(limits.max_storage_buffer_binding_size);
+        (bytes as usize / 4).min(LARGEST_BUFFER_WORDS)
     }
 
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {

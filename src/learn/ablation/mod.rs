@@ -11,7 +11,7 @@ use super::plan::Plan;
 use crate::config::{Candidates, Config, MAX_SEED};
 use crate::data::Dataset;
 use crate::decode::{self, search::Decoding};
-use crate::device::{DeviceInfo, DeviceRef};
+use crate::device::{Device, DeviceRef};
 use crate::eval::report::grouped;
 use crate::run::{Interrupt, RunFolder, atomic_write, write_folder};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -279,7 +279,7 @@ impl Ablation {
     }
 
     /// Refuses runs of other settings in the folder, and runs that do not fit the device's memory.
-    pub fn check(&self, data: &Dataset, device: &DeviceInfo) -> Result<()> {
+    pub fn check(&self, data: &Dataset, device: &dyn Device) -> Result<()> {
         for run in &self.runs {
             let path = self.folder(run).config_path();
             if !path.is_file() {
@@ -298,8 +298,9 @@ impl Ablation {
             let mut config = run.config.clone();
             // The fine-tuned model is not there yet.
             config.model.init = self.config.model.init.clone();
-            let plan = Plan::new(&config, data, run.stages);
-            Plan::admit(plan, &config, data, run.stages, device)?;
+            let most = device.max_buffer_words();
+            let plan = Plan::new(&config, data, run.stages, most);
+            Plan::admit(plan, &config, data, run.stages, (device.info(), most))?;
         }
         Ok(())
     }
