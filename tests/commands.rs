@@ -326,7 +326,7 @@ fn damaged_checkpoints_are_refused_in_one_line() {
         "\"num_hidden_layers\": 2147483647",
     );
     refused(weights, &["bytes are too few for", "config.json"]);
-    change("\"rms_norm_eps\": 0.000001", "\"rms_norm_eps\": -1.0");
+    change("\"rms_norm_eps\": 1e-6", "\"rms_norm_eps\": -1.0");
     refused("config.json", &["rms_norm_eps", "above 0"]);
     fs::remove_file(bad.join("config.json")).unwrap();
     refused("config.json", &["cannot read"]);

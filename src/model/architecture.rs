@@ -21,7 +21,7 @@ impl Family {
             "qwen2" => Family::Qwen2,
             "llama" => Family::Llama,
             "qwen3" => Family::Qwen3,
-            other => bail!("model_type `{other}` is not supported: use qwen2, llama or qwen3"),
+            other => bail!("`model_type` = {other:?} is not supported: use qwen2, llama or qwen3"),
         })
     }
 
@@ -115,7 +115,7 @@ impl Architecture {
         if let Some(act) = c["hidden_act"].as_str() {
             ensure!(
                 act == "silu",
-                "`hidden_act` = {act}: only silu is supported"
+                "`hidden_act` = {act:?}: only silu is supported"
             );
         }
         ensure!(!flag("mlp_bias"), "`mlp_bias` = true is not supported");
@@ -131,7 +131,7 @@ impl Architecture {
         let kind = rope["rope_type"].as_str().or(rope["type"].as_str());
         ensure!(
             kind.is_none_or(|k| k == "default"),
-            "rope type `{}` is not supported: only default",
+            "rope type {:?} is not supported: only default",
             kind.unwrap_or_default()
         );
         let (hidden, heads) = (size("hidden_size")?, size("num_attention_heads")?);

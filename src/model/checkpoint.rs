@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub fn to_f32(name: &str, view: &TensorView) -> Result<Vec<f32>> {
     let dtype = view.dtype();
     floats::decode(dtype, view.data())
-        .with_context(|| format!("tensor `{name}` has type {dtype:?}: expected a float type"))
+        .with_context(|| format!("tensor {name:?} has type {dtype:?}: expected a float type"))
 }
 
 /// The safetensors files of a checkpoint directory: one, or the shards its index lists.
@@ -184,7 +184,7 @@ impl Model {
         });
         if let Some(name) = found.keys().next() {
             bail!(
-                "{files}: tensor `{name}` does not belong to a {} of this shape",
+                "{files}: tensor {name:?} does not belong to a {} of this shape",
                 self.architecture.family.name()
             );
         }
