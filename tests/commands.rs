@@ -288,10 +288,15 @@ fn damaged_checkpoints_are_refused_in_one_line() {
     refused(weights, &["value_head.fc2.bias", "is missing"]);
 
     let whole = fs::read(good.join(weights)).unwrap();
-    for length in [0, 5, 700, whole.len() - 1] {
+    for length in [0, 5, 700] {
         fs::write(bad.join(weights), &whole[..length]).unwrap();
-        refused(weights, &["not a safetensors file"]);
+        refused(
+            weights,
+            &[&format!("{length} bytes are too few"), "cut short"],
+        );
     }
+    fs::write(bad.join(weights), &whole[..whole.len() - 1]).unwrap();
+    refused(weights, &["not a safetensors file"]);
     fs::remove_file(bad.join(weights)).unwrap();
     refused("", &["holds neither model.safetensors nor"]);
 
@@ -315,6 +320,14 @@ fn damaged_checkpoints_are_refused_in_one_line() {
         weights,
         &["model.embed_tokens.weight", "[14, 32]", "[14, 64]"],
     );
+    // Sizes that nothing in the file stands for are not allocated for.
+    change(
+        "\"num_hidden_layers\": 2",
+        "\"num_hidden_layers\": 2147483647",
+    );
+    refused(weights, &["bytes are too few for", "config.json"]);
+    change("\"rms_norm_eps\": 1e-6", "\"rms_norm_eps\": -1.0");
+    refused("config.json", &["rms_norm_eps", "above 0"]);
     fs::remove_file(bad.join("config.json")).unwrap();
     refused("config.json", &["cannot read"]);
 

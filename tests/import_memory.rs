@@ -1,39 +1,17 @@
 //! What an import holds in memory. Alone in its program: it counts what every thread asks for.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "support/peak.rs"]
+mod peak;
+
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
 
 use vstar::data::Protocol;
 use vstar::data::import::{Card, Options, Watch, Window, import};
 
-/// The system's allocator, keeping the largest sum of what is held.
-struct Peak;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: the system's.
-unsafe impl GlobalAlloc for Peak {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
-        LARGEST.fetch_max(held, SeqCst);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Peak = Peak;
+static ALLOCATOR: peak::Peak = peak::Peak;
 
 struct Unwatched;
 
@@ -44,17 +22,16 @@ impl Watch for Unwatched {
 }
 
 /// The card of an import, and the bytes it held at most.
-fn peak(folder: &Path, k_core: u32) -> (Card, usize) {
+fn card_and_peak(folder: &Path, k_core: u32) -> (Card, usize) {
     let options = Options {
         k_core,
         window: Window::default(),
         split: Protocol::LeaveOneOut,
         seed: 1,
     };
-    let before = HELD.load(SeqCst);
-    LARGEST.store(before, SeqCst);
-    let made = import(&[folder.into()], &options, "toy", "", &mut Unwatched);
-    (made.unwrap().1, LARGEST.load(SeqCst) - before)
+    let (made, held) =
+        peak::of(|| import(&[folder.into()], &options, "toy", "", &mut Unwatched).unwrap());
+    (made.1, held)
 }
 
 const ONCE: usize = 60_000;
@@ -89,13 +66,13 @@ fn memory_is_that_of_what_is_kept() {
     assert!(bytes > 70 << 20);
 
     // Reading takes a few buffers; counting, at most 40 bytes an id, or 60 while a table grows.
-    let (card, held) = peak(folder.path(), 5);
+    let (card, held) = card_and_peak(folder.path(), 5);
     assert_eq!((card.users, card.items), (KEEN, 10));
     let counting = 60 * (ONCE + KEEN + 5_010);
     assert!(held < counting + (1 << 20), "{held} bytes for {bytes}");
 
     // All are kept: what they take is seen.
-    let (card, all) = peak(folder.path(), 1);
+    let (card, all) = card_and_peak(folder.path(), 1);
     assert_eq!(card.users, ONCE + KEEN);
     let kept = 16 * (ONCE + 10 * KEEN) + 1_000 * 5_000;
     assert!(all > held + kept, "{all} bytes and {held}");

@@ -182,6 +182,24 @@ fn atomic_write_replaces_whole_files_or_nothing() {
     assert_eq!(names(temporary.path()), ["result.json", "taken"]);
 }
 
+/// A run folder from elsewhere may hold links.
+#[cfg(unix)]
+#[test]
+fn nothing_is_written_through_a_link() {
+    let temporary = tempdir().unwrap();
+    let outside = temporary.path().join("outside");
+    fs::write(&outside, "kept").unwrap();
+    let run = temporary.path().join("run");
+    fs::create_dir(&run).unwrap();
+    for link in ["result.json", ".result.json.partial"] {
+        std::os::unix::fs::symlink(&outside, run.join(link)).unwrap();
+    }
+    vstar::run::atomic_write(&run.join("result.json"), b"new").unwrap();
+    assert_eq!(fs::read(&outside).unwrap(), b"kept");
+    assert_eq!(fs::read(run.join("result.json")).unwrap(), b"new");
+    assert_eq!(names(&run), ["result.json"]);
+}
+
 #[test]
 fn a_failing_save_leaves_nothing() {
     let temporary = tempdir().unwrap();
@@ -280,6 +298,12 @@ fn the_latest_and_the_best_are_kept() {
     let message = line(checkpoints.mark_best(Stage::Rl, 77));
     assert!(message.contains("no checkpoint"), "{message}");
     assert_eq!(checkpoints.best(Stage::Rl).unwrap(), None);
+    // A pointer leads nowhere but to a checkpoint of its run.
+    for elsewhere in ["..", "../..", "/", "", "rl-1"] {
+        fs::write(temporary.path().join("best-rl"), elsewhere).unwrap();
+        let message = line(checkpoints.best(Stage::Rl));
+        assert!(message.contains("names a missing checkpoint"), "{message}");
+    }
 }
 
 #[test]
@@ -338,6 +362,13 @@ fn a_state_reads_back_to_the_bit() {
         state.save(temporary.path()).unwrap();
         assert_eq!(State::load(temporary.path()).unwrap(), state);
     }
+    state.decode_tokens = u64::MAX;
+    state.save(temporary.path()).unwrap();
+    let message = line(State::load(temporary.path()));
+    assert!(
+        message.ends_with("decode_tokens = 18446744073709551615 is more than any run has"),
+        "{message}"
+    );
     fs::write(temporary.path().join("state.json"), "{\"stage\": \"sft\"").unwrap();
     let message = line(State::load(temporary.path()));
     assert!(

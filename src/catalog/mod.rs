@@ -22,6 +22,8 @@ pub const SPECIAL_TOKENS: u32 = 2;
 /// Largest vocabulary accepted. Real codebooks have 256 to a few thousand codes; a code beyond this is a typing
 /// error, which would otherwise show as an allocation failure deep in the model.
 const MAX_VOCAB: u64 = 1 << 22;
+/// Longest SID accepted. Real ones have three to eight codes, and every code is a pass of the model.
+const MAX_LEVELS: usize = 64;
 
 /// One vector per item, for semantic rewards and diversity.
 #[derive(Clone, Debug)]
@@ -308,7 +310,7 @@ impl Items {
     /// Checks what can be said of items with or without SIDs.
     ///
     /// # Errors
-    /// No items, arrays whose lengths disagree, a codebook beyond any real size, an embedding that is not finite, a
+    /// No items, arrays whose lengths disagree, SIDs or a codebook beyond any real size, an embedding that is not finite, a
     /// worth that is not finite or is negative. Each names the item.
     pub fn check(&self) -> Result<()> {
         let count = self.names.len();
@@ -318,6 +320,11 @@ impl Items {
             "the catalog has {count} items of {} codes but {} codes",
             self.levels,
             self.codes.len()
+        );
+        ensure!(
+            self.levels <= MAX_LEVELS,
+            "the SIDs have {} codes, over {MAX_LEVELS}: give every item a few",
+            self.levels
         );
         for (what, length) in [
             ("titles", self.titles.len()),
@@ -423,6 +430,10 @@ mod tests {
         refuse(|i| i.names[3] = "w".into(), "\"w\" is there twice");
         refuse(|i| i.codes.truncate(7), "7 codes");
         refuse(|i| i.codes[3] = u32::MAX, "mistyped");
+        refuse(
+            |i| (i.levels, i.codes) = (65, vec![0; 4 * 65]),
+            "65 codes, over 64",
+        );
         refuse(|i| i.titles = vec!["one".into()], "1 titles");
         refuse(
             |i| i.worth = vec![1.0, 1.0, -2.0, 1.0],

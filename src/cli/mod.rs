@@ -230,10 +230,24 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// Longest error shown; what files hold may be quoted in one.
+const MAX_ERROR: usize = 2_000;
+
+/// An error as one line that any terminal may show: it quotes files and arguments, which may hold anything.
 fn one_line(error: &anyhow::Error) -> String {
     let chain = format!("{error:#}");
     let lines: Vec<_> = chain.lines().map(str::trim).collect();
-    lines.join(" ")
+    let mut line = String::new();
+    for character in lines.join(" ").chars() {
+        if line.len() > MAX_ERROR {
+            return line + " ..";
+        }
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -263,6 +277,10 @@ mod tests {
     fn an_error_is_one_line() {
         let error = anyhow!("first\n  second").context("what was done");
         assert_eq!(one_line(&error), "what was done: first second");
+        let error = anyhow!("unknown key `\u{1b}[2J\r`");
+        assert_eq!(one_line(&error), "unknown key `\\u{1b}[2J\\r`");
+        let long = one_line(&anyhow!("ü".repeat(1 << 20)));
+        assert!(long.len() < 2 * MAX_ERROR && long.ends_with(".."));
     }
 
     #[test]

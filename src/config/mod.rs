@@ -179,6 +179,8 @@ fn is_text(key: &str) -> bool {
 /// The known key or section that `key` most likely means: the right name in the wrong section, else
 /// the fewest edits away.
 fn nearest(key: &str) -> &'static str {
+    // What is longer than any key is near none; edits cost the product of the lengths.
+    let key = &*key.chars().take(100).collect::<String>();
     let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let keys = SETTINGS.iter().map(|setting| setting.key);
     let sections = SECTIONS.iter().map(|(section, _)| *section);

@@ -5,8 +5,7 @@
 //! being the row before. Training sequences come from `train.csv`: rows that continue each other are joined, so every
 //! interaction is there once. Without it they come from the histories of the evaluation rows, see [`first_histories`].
 
-use std::collections::HashMap;
-use std::io::BufRead;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, ensure};
@@ -66,9 +65,16 @@ fn info(path: &Path, index_path: &Path, items: &Items) -> Result<Vec<String>> {
         .map(|(item, name)| (&**name, item))
         .collect();
     let mut titles: Vec<Option<String>> = vec![None; items.names.len()];
-    for (number, line) in read::open(path)?.lines().enumerate() {
-        let fail = |message: String| read::at(path, number + 1, message);
-        let line = line.map_err(|error| fail(error.to_string()))?;
+    let (mut text, mut line, mut number) = (read::open(path)?, Vec::new(), 0);
+    loop {
+        number += 1;
+        let fail = |message: String| read::at(path, number, message);
+        if !read::next_line(&mut text, &mut line).map_err(|error| fail(error.to_string()))? {
+            break;
+        }
+        let line = read::utf8(&line).map_err(fail)?;
+        let line = line.strip_suffix('\n').unwrap_or(line);
+        let line = line.strip_suffix('\r').unwrap_or(line);
         // A title may hold anything, a tab as well: cut at the first and at the last.
         let (sid, title, name) = line
             .split_once('\t')
@@ -273,8 +279,9 @@ fn first_histories(
                 .iter()
                 .min_by_key(|row| row.history.len())
                 .map(|row| &row.history);
+            let targets: HashSet<u32> = rows.iter().map(|row| row.target).collect();
             history = (oldest.into_iter().flatten().copied())
-                .take_while(|item| rows.iter().all(|row| row.target != *item))
+                .take_while(|item| !targets.contains(item))
                 .collect();
         }
         if !history.is_empty() {

@@ -8,6 +8,7 @@
 mod described;
 pub mod embeddings;
 mod folder;
+pub mod histories;
 pub mod import;
 pub mod jsonl;
 mod letter;

@@ -16,7 +16,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Dtype, Vec<usize>, &[u8])> {
         "<f2" => Dtype::F16,
         "<f4" => Dtype::F32,
         "<f8" => Dtype::F64,
-        _ => bail!("values of type {descr}: expected little-endian floats ('<f2', '<f4', '<f8')"),
+        _ => bail!("values of type {descr:?}: expected little-endian floats ('<f2', '<f4', '<f8')"),
     };
     ensure!(
         field(header, "fortran_order")? == "False",

@@ -53,6 +53,30 @@ pub(super) fn open(path: &Path) -> Result<BufReader<File>> {
     }
 }
 
+/// Longest line accepted. Real ones, even of users with the longest histories, have less than one MiB; one without end
+/// would not fit memory.
+const MAX_LINE: u64 = 16 << 20;
+
+/// Reads the next line, with its end, into `line`, which is cleared; false at the end of the text.
+///
+/// # Errors
+/// The text cannot be read, or a line is beyond any record's length.
+pub(super) fn next_line(text: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    text.take(MAX_LINE).read_until(b'\n', line)?;
+    match line.len() as u64 {
+        MAX_LINE => Err(io::Error::other(
+            "a line of 16 MiB: expected one record a line",
+        )),
+        length => Ok(length > 0),
+    }
+}
+
+/// A line as text. Errors: it is not UTF-8.
+pub(super) fn utf8(line: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(line).map_err(|_| "not UTF-8 text".into())
+}
+
 /// An error at a line of a file.
 pub(super) fn at(
     path: &Path,
@@ -123,22 +147,15 @@ pub(super) fn json_lines<T: DeserializeOwned>(
     mut row: impl FnMut(T) -> Entry,
 ) -> Result<()> {
     let mut lines = open(path)?;
-    let (mut text, mut number, mut rows) = (String::new(), 0, 0);
-    loop {
-        text.clear();
-        number += 1;
-        if lines
-            .read_line(&mut text)
-            .map_err(|error| at(path, number, error))?
-            == 0
-        {
-            break;
-        }
+    let (mut line, mut number, mut rows) = (Vec::new(), 1, 0);
+    while next_line(&mut lines, &mut line).map_err(|error| at(path, number, error))? {
+        let text = utf8(&line).map_err(|message| at(path, number, message))?;
         if !text.trim().is_empty() {
-            let value = serde_json::from_str(&text).map_err(|e| json_error(path, number, &e))?;
+            let value = serde_json::from_str(text).map_err(|e| json_error(path, number, &e))?;
             row(value).map_err(|message| at(path, number, message))?;
             rows += 1;
         }
+        number += 1;
     }
     ensure!(rows > 0, "{}: holds no rows", path.display());
     Ok(())

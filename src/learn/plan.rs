@@ -12,7 +12,7 @@ use crate::device::planner::Planner;
 use crate::device::report::{Bytes, Host};
 use crate::device::{Device, DeviceInfo, DeviceRef, TooLarge};
 use crate::model::activations::{ACTIVATIONS, CACHE};
-use crate::model::{Architecture, Model};
+use crate::model::{Model, checkpoint};
 use crate::run::locate_model;
 use anyhow::{Result, bail};
 use std::fmt::{Display, Formatter};
@@ -71,7 +71,7 @@ impl Plan {
             folder => Some(locate_model(Path::new(folder))?.checkpoint),
         };
         let architecture = match given {
-            Some(folder) => Architecture::load(&folder.join("config.json"))?,
+            Some(folder) => checkpoint::architecture(&folder)?,
             None => job::architecture(config, data),
         };
         let sft_plan = sft::Plan::of(config, data)?;

@@ -21,7 +21,7 @@ impl Family {
             "qwen2" => Family::Qwen2,
             "llama" => Family::Llama,
             "qwen3" => Family::Qwen3,
-            other => bail!("model_type `{other}` is not supported: use qwen2, llama or qwen3"),
+            other => bail!("`model_type` = {other:?} is not supported: use qwen2, llama or qwen3"),
         })
     }
 
@@ -115,7 +115,7 @@ impl Architecture {
         if let Some(act) = c["hidden_act"].as_str() {
             ensure!(
                 act == "silu",
-                "`hidden_act` = {act}: only silu is supported"
+                "`hidden_act` = {act:?}: only silu is supported"
             );
         }
         ensure!(!flag("mlp_bias"), "`mlp_bias` = true is not supported");
@@ -131,7 +131,7 @@ impl Architecture {
         let kind = rope["rope_type"].as_str().or(rope["type"].as_str());
         ensure!(
             kind.is_none_or(|k| k == "default"),
-            "rope type `{}` is not supported: only default",
+            "rope type {:?} is not supported: only default",
             kind.unwrap_or_default()
         );
         let (hidden, heads) = (size("hidden_size")?, size("num_attention_heads")?);
@@ -173,8 +173,17 @@ impl Architecture {
         Ok(made)
     }
 
-    /// Errors: sizes that do not fit together.
+    /// Errors: sizes that do not fit together, constants that no number can be divided by or turned with.
     pub fn validate(&self) -> Result<()> {
+        for (key, constant) in [
+            ("rms_norm_eps", self.eps as f64),
+            ("rope_theta", self.rope_theta),
+        ] {
+            ensure!(
+                constant.is_finite() && constant > 0.0,
+                "`{key}` = {constant} is out of range: it must be finite and above 0"
+            );
+        }
         ensure!(
             self.heads.is_multiple_of(self.kv_heads),
             "{} attention heads cannot share {} key/value heads",
@@ -218,13 +227,12 @@ impl Architecture {
         })
     }
 
-    /// Parameters of the backbone, without the value head.
+    /// Parameters of the backbone, without the value head; where a file asks for more than a usize counts, so many.
     pub fn parameters(&self) -> usize {
-        let layer = self.qkv_width() * self.hidden
-            + self.q_width() * self.hidden
-            + 3 * self.intermediate * self.hidden
-            + 2 * self.hidden;
+        // Every size is below 2^31 and the head's is at most 256.
+        let row = (self.qkv_width() + self.q_width() + 3 * self.intermediate + 2) as u128;
         let tables = if self.tied { 1 } else { 2 };
-        tables * self.vocab * self.hidden + self.layers * layer + self.hidden
+        let rows = (tables * self.vocab + 1) as u128 + self.layers as u128 * row;
+        usize::try_from(rows * self.hidden as u128).unwrap_or(usize::MAX)
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub fn to_f32(name: &str, view: &TensorView) -> Result<Vec<f32>> {
     let dtype = view.dtype();
     floats::decode(dtype, view.data())
-        .with_context(|| format!("tensor `{name}` has type {dtype:?}: expected a float type"))
+        .with_context(|| format!("tensor {name:?} has type {dtype:?}: expected a float type"))
 }
 
 /// The safetensors files of a checkpoint directory: one, or the shards its index lists.
@@ -39,12 +39,36 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         .as_object()
         .with_context(|| format!("{}: no `weight_map`", index.display()))?;
     let names: BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
+    ensure!(!names.is_empty(), "{}: names no file", index.display());
     ensure!(
         names.iter().all(|n| !n.contains(['/', '\\']) && *n != ".."),
         "{}: a shard lies outside the directory",
         index.display()
     );
     Ok(names.into_iter().map(|n| dir.join(n)).collect())
+}
+
+/// The shape of the model in a checkpoint directory.
+///
+/// # Errors
+/// A `config.json` that cannot be used, or one of a model that the files of weights are too small for: memory is asked for
+/// by its sizes.
+pub fn architecture(dir: &Path) -> Result<Architecture> {
+    let architecture = Architecture::load(&dir.join("config.json"))?;
+    let files = weight_files(dir)?;
+    let mut bytes = 0;
+    for file in &files {
+        let size = std::fs::metadata(file).map(|file| file.len());
+        bytes += size.with_context(|| format!("{}: cannot read the weights", file.display()))?;
+    }
+    let needed = architecture.parameters();
+    ensure!(
+        needed as u64 <= bytes / 2,
+        "{}: {bytes} bytes are too few for the {needed} parameters that config.json asks for: the file is cut short, or of \
+         another model",
+        files[0].display()
+    );
+    Ok(architecture)
 }
 
 /// Standard deviations of fresh weights.
@@ -98,7 +122,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Loads a checkpoint directory. Errors: as [`Model::restore`], and a `config.json` that cannot be used.
+    /// Loads a checkpoint directory. Errors: as [`architecture`] and [`Model::restore`].
     pub fn load(
         device: &DeviceRef,
         dir: &Path,
@@ -106,8 +130,9 @@ impl Model {
         precision: Precision,
         init: Init,
     ) -> Result<Model> {
-        let architecture = Architecture::load(&dir.join("config.json"))?;
-        let model = Model::new(device, &architecture, positions, precision)?;
+        let architecture = architecture(dir)?;
+        let model = Model::new(device, &architecture, positions, precision)
+            .with_context(|| dir.display().to_string())?;
         model.restore(dir, init)?;
         Ok(model)
     }
@@ -157,7 +182,7 @@ impl Model {
         });
         if let Some(name) = found.keys().next() {
             bail!(
-                "{files}: tensor `{name}` does not belong to a {} of this shape",
+                "{files}: tensor {name:?} does not belong to a {} of this shape",
                 self.architecture.family.name()
             );
         }
@@ -220,7 +245,8 @@ pub fn load_blocks(layout: &Layout, path: &Path) -> Result<Vec<Vec<f32>>> {
             path.display(),
             view.shape()
         );
-        values.copy_from_slice(&to_f32(name, &view)?);
+        let data = to_f32(name, &view).with_context(|| path.display().to_string())?;
+        values.copy_from_slice(&data);
         Ok(())
     })?;
     Ok(blocks)

@@ -92,11 +92,12 @@ impl Checkpoints {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", pointer.display())),
             Ok(text) => {
-                let path = self.folder.join(text.trim());
-                if !path.is_dir() {
-                    bail!("{} names a missing checkpoint", pointer.display());
+                // A name and nothing else: not a path that leads out of the run.
+                let named = parse(text.trim()).map(|(stage, step)| self.path(stage, step));
+                match named.filter(|path| path.is_dir()) {
+                    None => bail!("{} names a missing checkpoint", pointer.display()),
+                    found => Ok(found),
                 }
-                Ok(Some(path))
             }
         }
     }

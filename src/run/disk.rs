@@ -16,7 +16,9 @@ use anyhow::{Context, Result, ensure};
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = partial(path);
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&partial)?;
+        // Made anew: not written through a link that somebody else put there.
+        let _ = fs::remove_file(&partial);
+        let mut file = File::create_new(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&partial, path)?;

@@ -43,6 +43,9 @@ impl Stage {
     }
 }
 
+/// Largest count of a state: what JSON's readers and f64 hold exactly.
+const MAX_COUNT: u64 = 1 << 53;
+
 /// Everything a resumed run needs that is not a tensor. Random draws need no state of their own:
 /// they are functions of (seed, stream, step, document, index).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,8 +125,25 @@ impl State {
         let path = checkpoint.join(Self::FILE);
         let text =
             fs::read(&path).with_context(|| format!("cannot read the state {}", path.display()))?;
-        serde_json::from_slice(&text)
+        (serde_json::from_slice(&text).map_err(anyhow::Error::from))
+            .and_then(Self::checked)
             .with_context(|| format!("{} is not a run's state", path.display()))
+    }
+
+    /// Itself. Errors: a count that a run which goes on could take beyond what 64 bits hold.
+    fn checked(self) -> Result<State> {
+        let counts = [
+            ("step", self.step),
+            ("epoch", self.epoch),
+            ("bad_evaluations", self.bad_evaluations),
+            ("decode_tokens", self.decode_tokens),
+            ("skipped_steps", self.skipped_steps),
+            ("updates", self.updates),
+        ];
+        match counts.into_iter().find(|&(_, count)| count > MAX_COUNT) {
+            Some((name, count)) => bail!("{name} = {count} is more than any run has"),
+            None => Ok(self),
+        }
     }
 
     /// Writes `state.json` into a checkpoint folder.

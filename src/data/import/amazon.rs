@@ -2,8 +2,10 @@
 //! 2014, whose lines are printed Python dicts.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::super::described::Described;
@@ -43,14 +45,16 @@ struct InMilliseconds<'a> {
 
 /// What a file with this first line is, if it is one of these.
 pub(super) fn recognise(line: &str) -> Option<(Layout, Kind)> {
-    let (first, is_json) = match serde_json::from_str(line) {
-        Ok(value) => (value, true),
-        Err(_) => (python::parse(line).ok()?, false),
+    let json = serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(line);
+    let is_json = json.is_ok();
+    let keys: HashSet<String> = match json {
+        Ok(entries) => entries.into_keys().map(Cow::into_owned).collect(),
+        Err(_) => match python::parse(line).ok()? {
+            Value::Object(entries) => entries.into_iter().map(|(key, _)| key).collect(),
+            _ => return None,
+        },
     };
-    let Value::Object(keys) = first else {
-        return None;
-    };
-    let has = |key| keys.contains_key(key);
+    let has = |key| keys.contains(key);
     let layout = match (has("parent_asin"), has("asin"), is_json) {
         (true, _, true) => Layout::Amazon2023,
         // The reviews of the two differ only in what is not read; `verified` came later.

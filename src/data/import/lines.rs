@@ -11,9 +11,6 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::super::read;
 
-/// Longest line accepted: more is no file of one record a line, and would not fit memory in the end.
-const MAX_LINE: u64 = 64 << 20;
-
 /// A file being read. Line numbers are those of the text, decompressed where it is gzip.
 pub(super) struct Lines {
     path: PathBuf,
@@ -77,35 +74,29 @@ impl Lines {
     /// The file cannot be read, its gzip data is damaged or cut short, or a line is beyond any record's length.
     pub fn advance(&mut self) -> Result<bool> {
         loop {
-            self.line.clear();
             self.number += 1;
-            let mut limited = (&mut self.text).take(MAX_LINE);
-            if let Err(error) = limited.read_until(b'\n', &mut self.line) {
-                return Err(self.fault(match error.kind() {
-                    ErrorKind::UnexpectedEof => {
-                        "the gzip file is cut short here: download it again".into()
-                    }
-                    ErrorKind::InvalidInput | ErrorKind::InvalidData => {
-                        format!("the gzip data is damaged ({error}): download it again")
-                    }
-                    _ => error.to_string(),
-                }));
-            }
-            if self.line.len() as u64 == MAX_LINE {
-                return Err(self.fault("a line of 64 MiB: expected one record a line".into()));
-            }
-            if self.line.is_empty() {
-                return Ok(false);
-            }
-            if !self.line.trim_ascii().is_empty() {
-                return Ok(true);
+            match read::next_line(&mut self.text, &mut self.line) {
+                Ok(false) => return Ok(false),
+                Ok(true) if self.line.trim_ascii().is_empty() => {}
+                Ok(true) => return Ok(true),
+                Err(error) => {
+                    return Err(self.fault(match error.kind() {
+                        ErrorKind::UnexpectedEof => {
+                            "the gzip file is cut short here: download it again".into()
+                        }
+                        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+                            format!("the gzip data is damaged ({error}): download it again")
+                        }
+                        _ => error.to_string(),
+                    }));
+                }
             }
         }
     }
 
     /// The latest line, without its end. Errors: it is not UTF-8.
     pub fn utf8(&self) -> Result<&str, String> {
-        std::str::from_utf8(self.line.trim_ascii_end()).map_err(|_| "not UTF-8 text".into())
+        read::utf8(self.line.trim_ascii_end())
     }
 
     /// The latest line, without its end: as UTF-8 if it is, else as Latin-1, which older files are in.
