@@ -147,7 +147,7 @@ mod portable {
         #[inline(always)]
         pub fn interleave(self, b: Self) -> (Self, Self) {
             let at = |i: usize| {
-                if i % 2 == 0 {
+                if i.is_multiple_of(2) {
                     self.0[i / 2]
                 } else {
                     b.0[i / 2]
