@@ -58,11 +58,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var top = MASKED;
     var sum = 0.0;
     var out = vec4<f32>();
-    var keys = next_keys(keys_of(rows[row + KV_BEGIN], rows[row + KV_END], rows[row + CHAIN]), lane);
+    var own = NONE;
+    var keys = next_keys(keys_of(rows[row + KV_BEGIN], rows[row + KV_END], rows[row + CHAIN]), &own, lane);
     while keys.count > 0u {
         if lane < keys.count {
-            scores[lane] = score(at, keys.own * stride + key);
-            values[lane] = keys.own * stride + value;
+            scores[lane] = score(at, own * stride + key);
+            values[lane] = own * stride + value;
         }
         workgroupBarrier();
         let before = top;
@@ -77,7 +78,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             sum += weight;
             out = fma(vec4<f32>(weight), columns(values[k], lane), out);
         }
-        keys = next_keys(keys, lane);
+        keys = next_keys(keys, &own, lane);
         workgroupBarrier();
     }
     if lane == 0u {

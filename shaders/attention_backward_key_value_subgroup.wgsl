@@ -20,10 +20,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(subgroup_invocation_id) lane: u32) {
     let number = group_number(group, groups);
     let head = number % p.kv_heads;
-    let row = number / p.kv_heads * LANES + lane;
-    if row - lane >= p.tokens {
+    let first = number / p.kv_heads * LANES;
+    if first >= p.tokens {
         return;
     }
+    let row = first + lane;
     let exists = row < p.tokens;
     let record = min(row, p.tokens - 1u) * ROW;
     let width = p.head_dim / 4u;
@@ -52,8 +53,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let at = query * width;
                 let query_lse = lse[query];
                 let query_delta = delta[query];
-                var weights: array<f32, LANES>;
-                var slopes: array<f32, LANES>;
+                var weights = array<f32, LANES>();
+                var slopes = array<f32, LANES>();
                 for (var d = 0u; d < width; d++) {
                     let queries = vec4<f32>(q[at + d]);
                     let gradients = vec4<f32>(d_o[at + d]);

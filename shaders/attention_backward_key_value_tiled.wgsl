@@ -56,8 +56,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let query = left.x + lane % SIDE + OFFSETS;
             for (var sharer = 0u; sharer < shared_by; sharer++) {
                 let head = key * shared_by + sharer;
-                var weights: Block;
-                var slopes: Block;
+                var weights = Block();
+                var slopes = Block();
                 for (var piece = 0u; piece * SIDE < width; piece++) {
                     load_keys(NEAR, first, p.tokens, key, piece, lane);
                     load_queries(FAR, left.x, left.y, head, piece, lane);

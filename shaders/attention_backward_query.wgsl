@@ -61,10 +61,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let value = key + p.kv_heads * p.head_dim;
 
     var out = vec4<f32>();
-    var keys = next_keys(keys_of(rows[row + KV_BEGIN], rows[row + KV_END], rows[row + CHAIN]), lane);
+    var own = NONE;
+    var keys = next_keys(keys_of(rows[row + KV_BEGIN], rows[row + KV_END], rows[row + CHAIN]), &own, lane);
     while keys.count > 0u {
         if lane < keys.count {
-            let at = keys.own * stride;
+            let at = own * stride;
             slopes[lane] = slope(unit, at + key, at + value);
             places[lane] = at + key;
         }
@@ -72,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var k = 0u; k < keys.count; k++) {
             out = fma(vec4<f32>(slopes[k]), columns(places[k], lane), out);
         }
-        keys = next_keys(keys, lane);
+        keys = next_keys(keys, &own, lane);
         workgroupBarrier();
     }
     let at = unit * p.head_dim;

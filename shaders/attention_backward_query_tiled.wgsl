@@ -68,8 +68,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 
     var out: array<Block, MOST_PIECES>;
     while dense && left.z > 0u {
-        var slopes: Block;
-        var pulls: Block;
+        var slopes = Block();
+        var pulls = Block();
         for (var piece = 0u; piece * SIDE < width; piece++) {
             load_queries(NEAR, first, p.tokens, head, piece, lane);
             load_keys(FAR, left.x, left.y, key, piece, lane);

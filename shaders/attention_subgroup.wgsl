@@ -21,10 +21,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(subgroup_invocation_id) lane: u32) {
     let number = group_number(group, groups);
     let head = number % p.heads;
-    let row = number / p.heads * LANES + lane;
-    if row - lane >= p.tokens {
+    let first = number / p.heads * LANES;
+    if first >= p.tokens {
         return;
     }
+    let row = first + lane;
     let exists = row < p.tokens;
     let record = min(row, p.tokens - 1u) * ROW;
     let width = p.head_dim / 4u;
@@ -46,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var out: array<vec4<f32>, WIDTH>;
     for (var base = all.x; base < all.y; base += LANES) {
         let own = min(base + lane, all.y - 1u) * stride;
-        var scores: array<f32, LANES>;
+        var scores = array<f32, LANES>();
         for (var d = 0u; d < width; d++) {
             let keys = vec4<f32>(kv[own + key + d]);
             let own_query = query[d];

@@ -76,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var sum = vec4<f32>();
     var out: array<Block, MOST_PIECES>;
     while dense && left.z > 0u {
-        var weights: Block;
+        var weights = Block();
         for (var piece = 0u; piece * SIDE < width; piece++) {
             load_queries(NEAR, first, p.tokens, head, piece, lane);
             load_keys(FAR, left.x, left.y, key, piece, lane);

@@ -17,7 +17,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     for (var base = 0u; base < p.rows; base += LANES) {
         let i = min(base + lane, p.rows - 1u);
         let own = vec2<u32>(entry[2u * i], entry[2u * i + 1u]);
-        var record: array<u32, ROW>;
+        var record = array<u32, ROW>();
         for (var w = 0u; w < ROW; w++) {
             record[w] = rows[i * ROW + w];
         }

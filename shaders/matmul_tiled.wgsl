@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         workgroupBarrier();
         for (var q = 0u; q < DEPTH; q++) {
-            var factors: array<f32, 8>;
+            var factors = array<f32, 8>();
             for (var j = 0u; j < SPAN; j++) {
                 factors[j] = b_tile[q * side + y + 8u * j];
             }

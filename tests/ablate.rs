@@ -257,7 +257,7 @@ fn what_cannot_be_compared_is_refused_and_leaves_nothing() {
     fs::write(out.join("thesis.tex"), "mine").unwrap();
     let message = failure(&ablate(&data, &out, &[]));
     assert!(
-        message.contains("is there already: give another --out"),
+        message.contains("is there already: name another folder"),
         "{message}"
     );
     let message = failure(&["ablate", "--resume", text(&out)]);

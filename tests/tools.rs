@@ -120,6 +120,48 @@ fn validate_compares_the_kernels_that_are_named() {
     assert_eq!(rows.last(), Some(&"1 passed, 0 failed"));
 }
 
+/// What can be said of `fill` without its twin: n words become the value, in fours where n is a multiple of 4.
+#[test]
+fn validate_dumps_launches_for_others_to_replay() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("dump");
+    let arguments = ["validate", "--dump", out.to_str().unwrap(), "--kernel"];
+    let said = success(&[&arguments[..], &["fill"]].concat());
+    assert!(said.starts_with(out.to_str().unwrap()), "{said}");
+    let read = |name: &str| std::fs::read(out.join(name)).unwrap();
+    let manifest: Value = serde_json::from_slice(&read("manifest.json")).unwrap();
+    let bytes = read(manifest["words"].as_str().unwrap());
+    let word = |at: &Value| {
+        let at = 4 * at.as_u64().unwrap() as usize;
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    };
+    let shaders = manifest["shaders"].as_array().unwrap();
+    let launches = manifest["launches"].as_array().unwrap();
+    assert!(launches.len() > 5, "{launches:?}");
+    for launch in launches {
+        let (n, value) = (&launch["parameters"][0], &launch["parameters"][1]);
+        let after = &launch["buffers"][0]["after"];
+        assert_eq!((&after["words"], &after["times"]), (&1.into(), n));
+        assert_eq!(&Value::from(word(&after["from"])), value);
+        let runs = launch["runs"].as_array().unwrap();
+        let form = |run: &Value| shaders[run["shader"].as_u64().unwrap() as usize]["form"].clone();
+        let forms: Vec<_> = runs.iter().map(form).collect();
+        match n.as_u64().unwrap() % 4 {
+            0 => assert_eq!(forms, ["portable", "vec4"]),
+            _ => assert_eq!(forms, ["portable"]),
+        }
+    }
+    for shader in shaders {
+        let text = String::from_utf8(read(shader["file"].as_str().unwrap())).unwrap();
+        assert!(text.contains("fn main(") && !text.contains("//!include"));
+    }
+
+    let message = failure(&[&arguments[..], &["fill"]].concat());
+    assert!(message.contains("is there already"), "{message}");
+    let message = failure(&[&arguments[..], &["fulfil"]].concat());
+    assert!(message.starts_with("--kernel fulfil: "), "{message}");
+}
+
 #[test]
 fn tune_measures_every_form_and_keeps_the_choice() {
     let folder = tempfile::tempdir().unwrap();

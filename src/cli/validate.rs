@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use crate::device::lockstep::{HALF_TOLERANCE, TOLERANCE, Worst};
 use crate::device::trial::attempt;
 use crate::device::tuning::Forms;
 use crate::device::{DeviceInfo, DeviceRef, Precision};
+use crate::export::dump::dump;
 use crate::kernels::harness::{Harness, Met, lockstep_pair};
 use crate::kernels::{self, Cases};
+use crate::run::write_folder;
 
 /// Check every kernel of this device against its twin on the CPU
 ///
@@ -29,7 +32,8 @@ use crate::kernels::{self, Cases};
 #[command(after_help = "\
 Examples:
   vstar validate --device gpu
-  vstar validate --device llvmpipe --kernel attention")]
+  vstar validate --device llvmpipe --kernel attention
+  vstar validate --dump launches")]
 pub struct Args {
     /// Only the kernels whose name contains this; the whole steps are then left out
     #[arg(long, value_name = "PATTERN")]
@@ -38,6 +42,13 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    /// Compare nothing: make this folder, of what another implementation of WebGPU needs to compare
+    ///
+    /// Inputs, shaders and the CPU's outputs of every kernel's launches, in every form; the whole steps
+    /// are left out. `scripts/dawn-check` replays it. Needs no GPU.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "device", "backend", "form"])]
+    dump: Option<PathBuf>,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -246,9 +257,13 @@ impl Row {
 /// Compares.
 ///
 /// # Errors
-/// There is no GPU to compare, no kernel of that name, or some comparison fails.
+/// There is no GPU to compare, no kernel of that name, or some comparison fails; with `--dump` a folder that is there
+/// already, or the disk.
 pub fn run(args: Args) -> Result<()> {
     let mut checks = select(args.kernel.as_deref())?;
+    if let Some(folder) = &args.dump {
+        return write_dump(folder, &checks);
+    }
     let form = args.device.form_name()?;
     let adapter = subject(&args.device)?;
     let halves = adapter.features().contains(wgpu::Features::SHADER_F16);
@@ -307,6 +322,29 @@ pub fn run(args: Args) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// Writes the kernels' launches to a folder.
+fn write_dump(folder: &Path, checks: &[Check]) -> Result<()> {
+    let cases = checks.iter().filter_map(|check| match *check {
+        Check::Kernel(name, cases) => Some((name, cases)),
+        _ => None,
+    });
+    let cases: Vec<_> = cases.collect();
+    write_folder(folder, |partial| {
+        let written = dump(partial, &cases)?;
+        let runs = written.launches.iter().map(|launch| launch.runs.len());
+        writeln!(
+            stdout(),
+            "{}: {} launches of {} kernels' cases in {} shaders, {} runs",
+            folder.display(),
+            written.launches.len(),
+            cases.len(),
+            written.shaders.len(),
+            runs.sum::<usize>()
+        )?;
+        Ok(())
+    })
 }
 
 /// Every kernel form that ran, with its worst error in the cases and in the whole steps.

@@ -115,6 +115,12 @@ impl Cpu {
         }
     }
 
+    /// The launch with its parameters as they would be if it ran now.
+    pub fn resolved(&self, launch: &Launch) -> Launch {
+        let state = self.state.lock().unwrap();
+        launch.resolved(|word| state.word(word))
+    }
+
     /// Calls the twins in order, and `after` after each.
     fn execute(&self, stream: &Stream, mut after: impl FnMut()) {
         let mut state = self.state.lock().unwrap();

@@ -59,11 +59,11 @@ const INCLUDES: &[(&str, &str)] = &[
     ("walk", include_str!("../../shaders/shared/walk.wgsl")),
 ];
 
-/// The text of a shader, its `enable` directives first, whose bindings of [`Type::Real`] hold f16 where `halves` has their bit, else f32: `x_t` is the
-/// element type of `x`. Errors: an unknown include.
+/// The text of a shader, its directives first, whose bindings of [`Type::Real`] hold f16 where `halves` has their bit, else
+/// f32: `x_t` is the element type of `x`. Errors: an unknown include.
 pub fn text(source: &str, bindings: &[Binding], halves: u32) -> Result<String> {
     let expanded = expand_includes(source)?;
-    let directive = |line: &&str| line.starts_with("enable ");
+    let directive = |line: &&str| line.starts_with("enable ") || line.starts_with("diagnostic(");
     let mut text = String::new();
     if halves != 0 {
         text.push_str("enable f16;\n");

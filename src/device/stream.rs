@@ -347,6 +347,14 @@ impl Launch {
         &self.slices[..self.kernel.bindings.len()]
     }
 
+    /// Workgroups in the form of that number, as [`Kernel::form_name`] takes it.
+    pub fn groups(&self, form: usize) -> Grid {
+        match form {
+            0 => self.grid,
+            n => (self.kernel.forms[n - 1].grid)(self.params()),
+        }
+    }
+
     /// Which bindings hold f16, one bit each.
     pub fn halves(&self) -> u32 {
         let slices = self.slices().iter().enumerate();

@@ -21,6 +21,7 @@ pub fn broken_rules(variant: &Variant, module: &Module) -> Result<Vec<String>> {
         size,
     );
     broken.extend(types(&module.module));
+    broken.extend(unset(&variant.text()?));
     let missed = barriers::missed(&module.module);
     broken.extend(
         missed
@@ -65,6 +66,32 @@ fn types(module: &naga::Module) -> Vec<String> {
     broken
 }
 
+/// Variables that a loop declares without a value. They begin every round as zero, but Dawn's SPIR-V makes them so in the
+/// first only. Shaders have one statement a line.
+fn unset(text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    // Of every block that is open, whether it is run again and again.
+    let mut repeated = vec![false];
+    for line in text.lines() {
+        let code = line.split("//").next().unwrap_or_default().trim();
+        let within = repeated.last().copied().unwrap_or_default();
+        if within && code.starts_with("var ") && !code.contains('=') {
+            broken.push(format!("`{code}` in a loop, without a value"));
+        }
+        let begins = ["for ", "while ", "loop "]
+            .iter()
+            .any(|word| code.contains(word));
+        for bracket in code.chars() {
+            match bracket {
+                '{' => repeated.push(within || begins),
+                '}' => drop(repeated.pop()),
+                _ => {}
+            }
+        }
+    }
+    broken
+}
+
 fn holds_f16(module: &naga::Module, ty: Handle<naga::Type>) -> bool {
     match &module.types[ty].inner {
         TypeInner::Scalar(s)
@@ -98,6 +125,12 @@ mod tests {
         assert_eq!(of(half), ["f16 in immediates"]);
         let single = "struct P { a: u32, b: vec2<f32> } var<immediate> p: P;";
         assert!(of(single).is_empty());
+    }
+
+    #[test]
+    fn variables_of_a_loop_have_a_value() {
+        let loops = "fn f() {\n    var a: u32;\n    for (var i = 0u; i < 4u; i++) {\n        if a > i {\n            var b: u32;\n        }\n        var c = 0u; // var d: u32;\n    }\n    var e: u32;\n}\n";
+        assert_eq!(unset(loops), ["`var b: u32;` in a loop, without a value"]);
     }
 
     #[test]

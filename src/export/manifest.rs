@@ -5,6 +5,7 @@ use super::{Variant, lint};
 use crate::device::{Access, Type};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// `manifest.json`.
@@ -28,6 +29,8 @@ pub struct Shader {
     pub entry: String,
     /// Version of the language, or what a compiler is to aim at (`cs_5_1`).
     pub target: String,
+    /// Override constants that a pipeline is to be given. Only WGSL has them; elsewhere they are put in.
+    pub constants: BTreeMap<&'static str, f64>,
     /// Features without which no device runs it.
     pub features: Vec<&'static str>,
     /// Runs on every adapter: default limits, no feature.
@@ -80,34 +83,50 @@ pub fn export(folder: &Path, language: Language, checked: bool) -> Result<Manife
         left_out: Vec::new(),
     };
     for variant in Variant::all() {
-        let module = variant.module()?;
-        let broken = lint::broken_rules(&variant, &module)?;
-        ensure!(broken.is_empty(), "{variant}: {}", broken.join("; "));
-        if let Some(reason) = language.lacks(&variant) {
-            manifest.left_out.push(LeftOut {
+        match language.lacks(&variant) {
+            Some(reason) => manifest.left_out.push(LeftOut {
                 kernel: variant.kernel.name,
                 form: variant.form_name(),
                 f16: variant.half_names(),
                 reason,
-            });
-            continue;
-        }
-        let size = module.entry(variant.entry())?.workgroup_size;
-        let workgroup = (size, module.workgroup_bytes());
-        for translated in translate(&variant, &module, language, checked)? {
-            let file = format!("{}.{}", variant.stem(), translated.ending);
-            let path = folder.join(&file);
-            std::fs::write(&path, &translated.bytes)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            manifest
-                .shaders
-                .push(described(&variant, translated, workgroup, file));
+            }),
+            None => {
+                let written = write_variant(folder, &variant, language, checked)?;
+                manifest.shaders.extend(written);
+            }
         }
     }
-    let path = folder.join("manifest.json");
     let json = serde_json::to_string_pretty(&manifest)? + "\n";
-    std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    write_file(&folder.join("manifest.json"), json.as_bytes())?;
     Ok(manifest)
+}
+
+/// Writes one variant into `folder`; what there is to say of each of its files.
+///
+/// # Errors
+/// As [`export`].
+pub(super) fn write_variant(
+    folder: &Path,
+    variant: &Variant,
+    language: Language,
+    checked: bool,
+) -> Result<Vec<Shader>> {
+    let module = variant.module()?;
+    let broken = lint::broken_rules(variant, &module)?;
+    ensure!(broken.is_empty(), "{variant}: {}", broken.join("; "));
+    let size = module.entry(variant.entry())?.workgroup_size;
+    let workgroup = (size, module.workgroup_bytes());
+    let mut shaders = Vec::new();
+    for translated in translate(variant, &module, language, checked)? {
+        let file = format!("{}.{}", variant.stem(), translated.ending);
+        write_file(&folder.join(&file), &translated.bytes)?;
+        shaders.push(described(variant, translated, workgroup, file));
+    }
+    Ok(shaders)
+}
+
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn described(
@@ -141,6 +160,7 @@ fn described(
         kernel: variant.kernel.name,
         form: variant.form_name(),
         entry: translated.entry,
+        constants: translated.constants.iter().copied().collect(),
         target: translated.target,
         features: variant.features(),
         core: variant.is_core(),

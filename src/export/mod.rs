@@ -4,6 +4,7 @@
 mod barriers;
 #[cfg(test)]
 mod declared;
+pub mod dump;
 pub mod lint;
 pub mod manifest;
 mod translate;
@@ -118,6 +119,16 @@ impl Variant {
     pub fn text(&self) -> Result<String> {
         shader::text(self.source(), self.kernel.bindings, self.halves)
             .with_context(|| self.to_string())
+    }
+
+    /// The same as the language's standard has it, for other implementations: naga has subgroup operations unasked, and
+    /// refuses the directive that asks for them. Errors: an unknown include.
+    pub fn standard_text(&self) -> Result<String> {
+        let directive = match self.subgroup() {
+            0 => "",
+            _ => "enable subgroups;\n",
+        };
+        Ok(format!("{directive}{}", self.text()?))
     }
 
     /// Features that a device must have been asked for, by their names in WebGPU or, where it has none, in wgpu.

@@ -51,6 +51,8 @@ pub struct Translated {
     pub bytes: Vec<u8>,
     /// What the entry point is called there.
     pub entry: String,
+    /// Override constants that are still to be given.
+    pub constants: &'static [(&'static str, f64)],
     /// Version of the language, or what a compiler must be told to aim at.
     pub target: String,
     /// What the file's name ends in.
@@ -67,8 +69,9 @@ pub fn translate(
 ) -> Result<Vec<Translated>> {
     let write = || match language {
         Language::Wgsl => Ok(vec![Translated {
-            bytes: variant.text()?.into_bytes(),
+            bytes: variant.standard_text()?.into_bytes(),
             entry: variant.entry().into(),
+            constants: variant.constants(),
             target: "WGSL".into(),
             ending: language.ending(),
         }]),
@@ -157,6 +160,7 @@ fn spirv(variant: &Variant, (module, info): Constant, checked: bool) -> Result<T
     Ok(Translated {
         bytes: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
         entry: variant.entry().into(),
+        constants: &[],
         target: format!("SPIR-V {}.{}", lang_version.0, lang_version.1),
         ending: Language::Spirv.ending(),
     })
@@ -204,6 +208,7 @@ fn hlsl(
     Ok(Translated {
         bytes: text.into_bytes(),
         entry: entry.map_err(|e| anyhow!("{e}"))?,
+        constants: &[],
         target: format!("cs_{}", model.to_str()),
         ending,
     })
@@ -251,6 +256,7 @@ fn msl(variant: &Variant, (module, info): Constant, checked: bool) -> Result<Tra
     Ok(Translated {
         bytes: text.into_bytes(),
         entry: entry.map_err(|e| anyhow!("{e}"))?,
+        constants: &[],
         target: format!("Metal {}.{}", lang_version.0, lang_version.1),
         ending: Language::Msl.ending(),
     })

@@ -38,7 +38,7 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     let taken = fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some());
     ensure!(
         !taken && !path.is_file(),
-        "{shown} is there already: give another --out, or remove it"
+        "{shown} is there already: name another folder, or remove it"
     );
     let partial = partial(path);
     let prepare = || -> std::io::Result<()> {

@@ -6,7 +6,7 @@
 
 use super::{Gpu, GpuOptions, SLOT_BYTES, State, bind_group_key, new_buffer};
 use crate::device::lockstep::{Elements, relative_error};
-use crate::device::stream::{Grid, Launch, Stream};
+use crate::device::stream::{Launch, Stream};
 use crate::device::tuning::{self, Choices, Class, Forms, bits};
 use crate::device::{Access, Cost, DeviceInfo, Home, Kernel, Slice};
 use anyhow::Result;
@@ -352,7 +352,7 @@ impl Gpu {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 pass.set_pipeline(&state.pipelines[&(kernel.name, form, launch.halves())]);
                 pass.set_bind_group(0, &group, &[(slot * SLOT_BYTES) as u32]);
-                let [x, y, z] = grid(launch, form).dimensions();
+                let [x, y, z] = launch.groups(form).dimensions();
                 for _ in 0..repeats {
                     pass.dispatch_workgroups(x, y, z);
                 }
@@ -427,16 +427,8 @@ impl State {
         pass.set_pipeline(&self.pipelines[&(launch.kernel.name, form, launch.halves())]);
         let group = &self.bind_groups[&bind_group_key(launch)];
         pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
-        let [x, y, z] = grid(launch, form).dimensions();
+        let [x, y, z] = launch.groups(form).dimensions();
         pass.dispatch_workgroups(x, y, z);
-    }
-}
-
-/// Workgroups of a launch in that form.
-fn grid(launch: &Launch, form: usize) -> Grid {
-    match form {
-        0 => launch.grid,
-        n => (launch.kernel.forms[n - 1].grid)(launch.params()),
     }
 }
 
@@ -444,7 +436,7 @@ fn grid(launch: &Launch, form: usize) -> Grid {
 pub(super) mod tests {
     use super::*;
     use crate::device::choose::{DeviceChoice, choose_adapter};
-    use crate::device::{Buffer, Device, DeviceRef};
+    use crate::device::{Buffer, Device, DeviceRef, Grid};
     use crate::kernels::fill;
     use crate::kernels::matmul::{Dims, Form, matmul};
     use std::sync::Arc;
