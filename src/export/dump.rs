@@ -233,6 +233,10 @@ impl Device for Recording {
         self.cpu.allocate(label, words)
     }
 
+    fn label(&self, buffer: u32) -> String {
+        self.cpu.label(buffer)
+    }
+
     fn release(&self, buffer: u32) {
         self.cpu.release(buffer);
     }
