@@ -142,6 +142,7 @@ fn only_a_run_folder_can_be_resumed() {
     let run = temporary.path().join("run");
     let folder = RunFolder::create(&run, &Config::default()).unwrap();
     std::fs::write(folder.config_path(), "sead = 1\n").unwrap();
+    drop(folder);
     let message = failure(&["train", "--resume", run.to_str().unwrap()]);
     assert!(
         message.ends_with("config.toml:1: unknown key `sead`: the nearest known one is `seed`"),

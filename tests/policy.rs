@@ -382,7 +382,7 @@ fn a_beam_finds_the_same_whether_its_prompts_are_kept_or_not() {
 #[test]
 fn rollouts_that_are_not_finite_are_skipped_and_end_the_run() {
     let data = dataset();
-    let config = config(&["rl.eval_every=1", "run.checkpoint_every=1"]);
+    let config = config(&["rl.eval_every=1"]);
     let temporary = tempfile::tempdir().unwrap();
     let root = temporary.path().join("run");
     let engine = engine(&cpu(), &config, &data);

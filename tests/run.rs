@@ -53,7 +53,7 @@ fn a_new_folder_holds_its_configuration() {
         ..Config::default()
     };
     let folder = RunFolder::create(&root, &config).unwrap();
-    assert_eq!(names(&root), ["README.txt", "config.toml"]);
+    assert_eq!(names(&root), [".lock", "README.txt", "config.toml"]);
     assert_eq!(
         Config::load(Some(&folder.config_path()), &[]).unwrap(),
         config
@@ -492,7 +492,7 @@ fn a_model_is_found_in_a_run_or_as_a_checkpoint() {
     let folder = RunFolder::create(&root, &Config::default()).unwrap();
     let message = line(locate_model(&root));
     assert!(message.contains("has no checkpoint yet"), "{message}");
-    assert_eq!(names(&root), ["README.txt", "config.toml"]);
+    assert_eq!(names(&root), [".lock", "README.txt", "config.toml"]);
 
     let checkpoints = folder.checkpoints(9).unwrap();
     let config = folder.config_path();

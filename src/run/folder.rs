@@ -34,6 +34,7 @@ curves.svg      its figures over the steps of each stage; there once the run is 
 checkpoints/    <stage>-<step>/: model, optimiser and state.json, the latest few;
                 best-sft and best-rl name the best checkpoint of each stage
 result.json     every final figure, with protocol, seed and device; there once the run is done
+.lock           held by the process that works here
 
 Go on with an interrupted run:   vstar train --resume THIS_FOLDER
 Evaluate its best model:         vstar eval --model THIS_FOLDER
