@@ -177,7 +177,6 @@ mod tests {
             assert_eq!(find([f32::INFINITY, 0.0], 2), None);
             // Too large a sum.
             x.write_f32(&[f32::MAX; 100]).unwrap();
-            fill::fill_f32(&mut s, y.all(), 0.0);
             let mut s = Stream::new();
             fill::fill_f32(&mut s, z.all(), f32::MAX);
             add::add(&mut s, x.all(), z.all(), 100);

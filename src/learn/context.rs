@@ -189,7 +189,8 @@ pub struct Faults {
 
 impl Faults {
     /// Takes note of step `step` (from 1), which left the loss scale in `state`; true if it counts. What a lower
-    /// loss scale would not have saved is looked into by `find`, for the record, until it is found. Errors: too many such in a row.
+    /// loss scale would not have saved is looked into by `find`, for the record, until it is found. Errors: too many such in
+    /// a row.
     pub fn check(
         &mut self,
         (step, finite): (u64, bool),
