@@ -149,6 +149,27 @@ fn check(fault: &Fault, name: &str) -> Result<()> {
     }
 }
 
+/// Waits for a submission, or for everything submitted.
+fn wait(
+    device: &wgpu::Device,
+    (fault, name): (&Fault, &str),
+    submission_index: Option<wgpu::SubmissionIndex>,
+) -> Result<()> {
+    let waited = device.poll(wgpu::PollType::Wait {
+        submission_index,
+        timeout: None,
+    });
+    if waited.is_err() {
+        // What is submitted to a device that was lost in between counts as never submitted. That it was lost is told once
+        // there is nothing more to wait for.
+        let _ = device.poll(wgpu::PollType::wait_indefinitely());
+    }
+    // A lost device says so there; what comes of it here says less.
+    check(fault, name)?;
+    waited.map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
+    Ok(())
+}
+
 impl Gpu {
     /// Opens `adapter`. Errors: the adapter lacks wgpu's default limits, or its driver refuses a device.
     pub fn open(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Gpu> {
@@ -288,10 +309,7 @@ impl Gpu {
 
     /// Waits for everything submitted.
     fn wait(&self) -> Result<()> {
-        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
-        self.check()?;
-        waited.map_err(|e| anyhow!("{}: waiting for the GPU failed: {e}", self.info.name))?;
-        Ok(())
+        wait(&self.device, (&self.fault, &self.info.name), None)
     }
 }
 

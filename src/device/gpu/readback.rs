@@ -78,13 +78,7 @@ impl Gpu {
         let (name, free) = (self.info.name.clone(), state.staging.clone());
         Ok(Reading::pending(move || {
             let failed = |e: &dyn std::fmt::Debug| anyhow!("{name}: reading back failed: {e:?}");
-            let waited = device.poll(wgpu::PollType::Wait {
-                submission_index: Some(submission),
-                timeout: None,
-            });
-            // A lost device says so there; what comes of it here says less.
-            super::check(&fault, &name)?;
-            waited.map_err(|e| anyhow!("{name}: waiting for the GPU failed: {e}"))?;
+            super::wait(&device, (&fault, &name), Some(submission))?;
             let answer = receiver.recv();
             let (mapped, when) = answer.context("the GPU never answered a read-back")?;
             mapped.map_err(|e| failed(&e))?;
@@ -104,5 +98,24 @@ impl Gpu {
             free.lock().unwrap().push(staging);
             Ok((out, when))
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::device::gpu::forms::tests::gpu;
+    use crate::device::tuning::Forms;
+    use crate::device::{Buffer, DeviceRef};
+
+    /// Nothing looks at the device between its loss and the read-back, whose submission it never takes.
+    #[test]
+    fn reading_from_a_lost_device_says_that_it_is_lost() {
+        let gpu = gpu(Forms::Fixed);
+        let device: DeviceRef = gpu.clone();
+        let buffer = Buffer::with_f32(&device, "x", &[1.0]).unwrap();
+        assert_eq!(buffer.read_f32().unwrap(), [1.0]);
+        gpu.lose();
+        let error = buffer.read_f32().unwrap_err().to_string();
+        assert!(error.contains("the device was lost"), "{error}");
     }
 }
