@@ -11,9 +11,8 @@ struct Params { n: u32, beta1: f32, beta2: f32, eps: f32, lr: f32, decay: f32 }
 //!include grid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 256u + lane;
     if i >= p.n || norm[2] == 0.0 {
         return;
     }

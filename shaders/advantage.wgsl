@@ -121,9 +121,8 @@ fn sibling_advantage(node: u32, prompt: u32, depth: u32, parent: u32) -> f32 {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     let candidates = p.prompts * p.group;
     if i < candidates {
         advantages[i] = group_advantage(i);

@@ -16,9 +16,8 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, scale: f3
 //!include eight
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(subgroup_invocation_id) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let number = group_number(group);
     let head = number % p.kv_heads;
     let first = number / p.kv_heads * LANES;
     if first >= p.tokens {

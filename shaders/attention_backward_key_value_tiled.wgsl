@@ -33,9 +33,8 @@ fn normal(query: u32, end: u32, head: u32) -> vec2<f32> {
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group);
     let key = number % p.kv_heads;
     let first = number / p.kv_heads * ROWS;
     let value = key + p.kv_heads;

@@ -45,9 +45,8 @@ fn slope(row: u32, head: u32, slot: u32, key: u32, own_lse: f32, own_delta: f32)
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group);
     let head = number % p.heads;
     let first = number / p.heads * ROWS;
     let key = head / (p.heads / p.kv_heads);

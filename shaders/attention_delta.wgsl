@@ -8,9 +8,8 @@ struct Params { vectors: u32, head_dim: u32 }
 //!include grid
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let v = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let v = group_number(group) * 64u + lane;
     if v >= p.vectors {
         return;
     }

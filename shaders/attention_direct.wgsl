@@ -19,9 +19,8 @@ const MASKED: f32 = -1e30;
 const BLOCK = 16u;
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups) * 32u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group) * 32u + lane;
     let width = p.head_dim / 4u;
     let blocks = (width + BLOCK - 1u) / BLOCK;
     let unit = number / blocks;

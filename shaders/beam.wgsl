@@ -48,9 +48,8 @@ fn before(b: u32, e: u32, prefix: f32, score: f32, token: u32, source: u32) -> u
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let b = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let b = group_number(group);
     let valid = b < p.prompts;
     let header = select(0u, b, valid) * (1u + p.nodes) * RECORD;
     let frontier = tree[header + FRONTIER];

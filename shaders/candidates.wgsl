@@ -111,9 +111,8 @@ fn pick_best_completion(count: u32) -> bool {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    b = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    b = group_number(group) * 64u + lane;
     if b >= p.prompts { return; }
     let header = b * (1u + p.nodes) * RECORD;
     let count = tree[header + COUNT];

@@ -10,9 +10,8 @@ struct Params { rows: u32, columns: u32, accumulate: u32 }
 var<workgroup> partial: array<f32, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let column = group_number(group, groups) * 32u + lane % 32u;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let column = group_number(group) * 32u + lane % 32u;
     var sum = 0.0;
     if column < p.columns {
         for (var row = lane / 32u; row < p.rows; row += 8u) {

@@ -10,10 +10,9 @@ struct Params { rows: u32, columns: u32, accumulate: u32 }
 var<workgroup> partial: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let width = p.columns / 4u;
-    let column = group_number(group, groups) * 4u + lane % 4u;
+    let column = group_number(group) * 4u + lane % 4u;
     var sum = vec4<f32>();
     if column < width {
         for (var row = lane / 4u; row < p.rows; row += 64u) {

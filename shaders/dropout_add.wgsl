@@ -9,9 +9,8 @@ struct Params { n: u32, first: u32, key: u32, step: u32, site: u32, keep: u32, s
 //!include dropout
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 256u + lane;
     if i < p.n {
         var sum = dropout_factor(p.first + i) * y[i];
         if p.onto == 1u {

@@ -34,9 +34,8 @@ fn legal_logit(row: u32, edge: u32) -> f32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let row = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group_number(group);
     var place = NONE;
     var begin = 0u;
     var children = 0u;

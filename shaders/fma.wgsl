@@ -7,9 +7,8 @@ struct Params { n: u32, rounds: u32, a: f32, b: f32 }
 //!include grid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let first = group_number(group, groups) * 2048u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = group_number(group) * 2048u + lane;
     if first + 1792u >= p.n {
         return;
     }

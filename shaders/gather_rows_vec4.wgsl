@@ -8,9 +8,8 @@ struct Params { rows: u32, width: u32 }
 //!include grid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 256u + lane;
     let width = p.width / 4u;
     if i < p.rows * width {
         let row = i / width;

@@ -11,9 +11,8 @@ const CHUNK = 8192u;
 var<workgroup> sums: array<f32, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let chunk = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let chunk = group_number(group);
     let begin = chunk * CHUNK;
     if begin >= p.n {
         return;

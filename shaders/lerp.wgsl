@@ -7,9 +7,8 @@ struct Params { n: u32, share: f32 }
 //!include grid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 256u + lane;
     if i < p.n {
         y[i] += p.share * (x[i] - y[i]);
     }

@@ -12,9 +12,8 @@ struct Params { rows: u32, vocab: u32 }
 //!include grid
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let row = group_number(group, groups) * 32u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group_number(group) * 32u + lane;
     if row >= p.rows {
         return;
     }

@@ -17,10 +17,9 @@ const LANES = 128u;
 var<workgroup> parts: array<vec3<f32>, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32,
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32,
         @builtin(subgroup_id) team: u32, @builtin(num_subgroups) teams: u32) {
-    let row = group_number(group, groups);
+    let row = group_number(group);
     if row >= p.rows {
         return;
     }

@@ -18,9 +18,8 @@ var<workgroup> maxima: array<f32, LANES>;
 var<workgroup> sums: array<vec2<f32>, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let row = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group_number(group);
     if row >= p.rows {
         return;
     }

@@ -10,9 +10,8 @@ const ROWS = 8u;
 const LANES = 32u;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group);
     let across = (p.n + 4u * LANES - 1u) / (4u * LANES);
     let row = (number / across) * ROWS;
     let column = (number % across) * 4u * LANES + lane;

@@ -12,9 +12,9 @@ override ROWS: u32 = 16u;
 const LANES = 32u;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+fn main(@builtin(workgroup_id) group: vec3<u32>,
         @builtin(local_invocation_index) invocation: u32, @builtin(subgroup_invocation_id) lane: u32) {
-    let number = group_number(group, groups);
+    let number = group_number(group);
     let columns = p.n / 4u;
     let across = (columns + LANES - 1u) / LANES;
     let row = (number / across) * ROWS;

@@ -12,9 +12,8 @@ const PARTS = 16u;
 var<workgroup> partial: array<array<f32, PARTS>, 64>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group);
     let across = (p.n + COLUMNS - 1u) / COLUMNS;
     let row = (number / across) * ROWS;
     let column = (number % across) * COLUMNS;

@@ -14,10 +14,9 @@ var<workgroup> a_tile: array<f32, 1024>;
 var<workgroup> b_tile: array<f32, 1024>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let side = 8u * SPAN;
-    let number = group_number(group, groups);
+    let number = group_number(group);
     let across = (p.n + side - 1u) / side;
     let row = (number / across) * side;
     let column = (number % across) * side;

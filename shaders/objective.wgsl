@@ -52,9 +52,8 @@ fn path_ratio(candidate: u32) -> f32 {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let node = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let node = group_number(group) * 64u + lane;
     if node >= p.nodes {
         return;
     }

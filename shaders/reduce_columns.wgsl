@@ -10,9 +10,8 @@ const LANES = 64u;
 var<workgroup> sums: array<f32, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let column = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let column = group_number(group);
     if column >= p.columns {
         return;
     }

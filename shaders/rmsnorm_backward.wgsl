@@ -13,9 +13,8 @@ const LANES: u32 = 64u;
 var<workgroup> partial: array<f32, LANES>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let v = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let v = group_number(group);
     if v >= p.vectors {
         return;
     }

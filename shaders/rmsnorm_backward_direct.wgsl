@@ -13,9 +13,8 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 //!include total
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let v = group_number(group, groups) * 32u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let v = group_number(group) * 32u + lane;
     if v >= p.vectors {
         return;
     }

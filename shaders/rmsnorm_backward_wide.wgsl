@@ -16,10 +16,9 @@ override LANES: u32 = 64u;
 var<workgroup> partial: array<f32, 64>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) index: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let lane = index % LANES;
-    let v = group_number(group, groups) * (64u / LANES) + index / LANES;
+    let v = group_number(group) * (64u / LANES) + index / LANES;
     let at = vector_at(v);
     var sum = vec4<f32>();
     if v < p.vectors {

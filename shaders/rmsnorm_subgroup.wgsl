@@ -12,12 +12,11 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 //!include total
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(subgroup_id) team: u32, @builtin(num_subgroups) teams: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) team: u32, @builtin(num_subgroups) teams: u32) {
     // Counted, for a subgroup may lack invocations.
     let lanes = subgroupAdd(1u);
     let lane = subgroupExclusiveAdd(1u);
-    let v = group_number(group, groups) * teams + team;
+    let v = group_number(group) * teams + team;
     if v >= p.vectors {
         return;
     }

@@ -10,9 +10,8 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 //!include norm_vector
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     let width = p.dim / 4u;
     let first = (i / width) * p.chunk;
     let j = i % width;

@@ -13,9 +13,8 @@ struct Params { vectors: u32, per_row: u32, stride: u32, offset: u32, dim: u32, 
 var<workgroup> sums: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let number = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group_number(group);
     let width = p.dim / 4u;
     let blocks = (width + 15u) / 16u;
     let chunk = number / blocks;

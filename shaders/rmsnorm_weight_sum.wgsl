@@ -7,9 +7,8 @@ struct Params { chunks: u32, dim: u32 }
 //!include grid
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let j = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let j = group_number(group) * 64u + lane;
     if j >= p.dim {
         return;
     }

@@ -9,9 +9,8 @@ struct Params { n: u32, key: u32, step: u32, document: u32 }
 //!include rng
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     if i < p.n {
         let block = pcg4d(vec4<u32>(p.key, p.step, p.document, i));
         for (var j = 0u; j < 4u; j++) {

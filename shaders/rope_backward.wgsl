@@ -12,11 +12,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32 }
 //!include rows
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let half = p.head_dim / 2u;
     let all = p.heads + 2u * p.kv_heads;
-    let n = group_number(group, groups) * 64u + lane;
+    let n = group_number(group) * 64u + lane;
     let i = n % half;
     let head = (n / half) % all;
     let t = n / half / all;

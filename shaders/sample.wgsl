@@ -18,9 +18,8 @@ struct Params { prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at:
 const LANES: u32 = 64u;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let b = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let b = group_number(group);
     let valid = b < p.prompts;
     let header = select(0u, b, valid) * (1u + p.nodes) * RECORD;
     let frontier = tree[header + FRONTIER];

@@ -8,9 +8,8 @@ struct Params { n: u32, at: u32 }
 //!include grid
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     if i < p.n {
         y[i] = x[i] * factors[p.at];
     }

@@ -10,9 +10,8 @@ struct Params { prompts: u32, nodes: u32 }
 //!include search
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let b = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let b = group_number(group) * 64u + lane;
     if b >= p.prompts { return; }
     let header = b * (1u + p.nodes) * RECORD;
     tree[header + KV_BEGIN] = prompt[b * 3u];

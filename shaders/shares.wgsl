@@ -26,9 +26,8 @@ var<workgroup> logits: array<f32, MAX_GROUP>;
 var<workgroup> logps: array<f32, MAX_GROUP>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let b = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let b = group_number(group);
     let valid = b < p.prompts;
     let count = select(0u, picked[summary(select(0u, b, valid))], valid);
     for (var c = lane; c < count; c += LANES) {

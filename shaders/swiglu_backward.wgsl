@@ -9,9 +9,8 @@ struct Params { rows: u32, f: u32 }
 //!include sigmoid
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 256u + lane;
     if i < p.rows * p.f {
         let gate = i + (i / p.f) * p.f;
         let x = f32(gate_up[gate]);

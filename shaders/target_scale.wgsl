@@ -14,9 +14,8 @@ struct Params { rows: u32, width: u32, vocab: u32 }
 const LANES = 64u;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let row = group_number(group, groups);
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group_number(group);
     if row >= p.rows {
         return;
     }

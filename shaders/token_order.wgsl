@@ -11,9 +11,8 @@ const LANES = 64u;
 var<workgroup> tile: array<u32, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let first = group_number(group, groups) * LANES;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = group_number(group) * LANES;
     if first >= p.count {
         return;
     }

@@ -60,9 +60,8 @@ fn close(level: u32, end: u32) {
 }
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let b = group_number(group, groups) * 32u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let b = group_number(group) * 32u + lane;
     if b >= p.prompts {
         return;
     }

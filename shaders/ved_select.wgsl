@@ -239,9 +239,8 @@ fn draw(node: u32) -> u32 {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    b = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    b = group_number(group) * 64u + lane;
     if b >= p.prompts { return; }
     header = b * (1u + p.nodes) * RECORD;
     // What the last forward ran has its scores; what this round makes has none yet.

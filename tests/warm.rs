@@ -15,7 +15,7 @@ mod train;
 #[path = "support/watched.rs"]
 mod watched;
 
-use devices::{bare_gpu, cpu};
+use devices::{cpu, gpu};
 use folder::in_folder;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,7 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::search::{Decoding, Searcher};
+use vstar::device::gpu::GpuOptions;
 use vstar::device::{Counters, DeviceRef, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
@@ -49,6 +50,15 @@ const CAUSAL: PromptAttention = PromptAttention::Causal;
 
 fn made(c: Counters) -> u64 {
     c.pipelines_created + c.bind_groups_created
+}
+
+/// A stranger's GPU that is given work whole, however long it lasts there.
+fn whole_gpu() -> DeviceRef {
+    gpu(GpuOptions {
+        bare: true,
+        max_launch: None,
+        ..Default::default()
+    })
 }
 
 /// The first test users, with at most `items` of their histories.
@@ -104,7 +114,7 @@ fn reinforce(
 
 #[test]
 fn a_step_is_submitted_whole() {
-    let (data, gpu) = (dataset(), bare_gpu());
+    let (data, gpu) = (dataset(), whole_gpu());
     let small = ["rl.prompts=8", "rl.updates=2"];
     let [whole, parts] = ["rl.accumulate=1", "rl.accumulate=8"].map(|cut| {
         let config = config(&[&small[..], &[cut]].concat());
@@ -116,12 +126,12 @@ fn a_step_is_submitted_whole() {
         }
         steps[1]
     });
-    assert!(parts.launches > 6 * whole.launches, "{parts:?}");
+    assert!(parts.dispatches > 6 * whole.dispatches, "{parts:?}");
 }
 
 #[test]
 fn steps_make_nothing_wherever_their_trees_begin() {
-    let (data, gpu) = (dataset(), bare_gpu());
+    let (data, gpu) = (dataset(), whole_gpu());
     let folder = tempfile::tempdir().unwrap();
     let taught = format!(
         "reward.teacher_model={}",
@@ -156,7 +166,7 @@ fn nothing_is_recorded_for_a_device_that_prepares_nothing() {
     });
     cpu().prepare(&mut streams).unwrap();
     assert_eq!(streams.len(), 3);
-    bare_gpu().prepare(&mut streams).unwrap();
+    whole_gpu().prepare(&mut streams).unwrap();
     assert_eq!(recorded, 3);
 }
 
@@ -196,7 +206,7 @@ fn fine_tune(
 
 #[test]
 fn fine_tuning_is_submitted_whole_and_makes_nothing_for_other_documents() {
-    let gpu = bare_gpu();
+    let gpu = whole_gpu();
     for parts in [1, 8] {
         let documents = [parts, 1, 30 * parts, parts + 1];
         let steps = fine_tune(&gpu, &documents, parts, true);
@@ -211,7 +221,7 @@ fn fine_tuning_is_submitted_whole_and_makes_nothing_for_other_documents() {
 
 #[test]
 fn a_prepared_search_makes_nothing_for_a_batch_of_any_size() {
-    let (data, device) = (dataset(), bare_gpu());
+    let (data, device) = (dataset(), whole_gpu());
     for decode in ["eval.decode=beam", "eval.decode=ved"] {
         let config = config(&[decode]);
         let searching = |prepared: bool| {
@@ -269,7 +279,7 @@ fn a_run_is_warm_after_the_first_step_of_a_stage() {
         seen.lock().unwrap().push(made(gpu.counters() - before));
         ran
     };
-    let device = bare_gpu();
+    let device = whole_gpu();
     let device: DeviceRef = Arc::new(Watched { device, run });
     in_folder(&root, &config, &data, |context| {
         job::run(&device, context, stages, None)

@@ -21,10 +21,9 @@ var<workgroup> b_tile: array<b_t, DEPTH * SPAN>;
 var<workgroup> c_tile: array<f32, UNITS * SIDE * SIDE>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32,
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32,
         @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
-    let number = group_number(group, groups);
+    let number = group_number(group);
     let across = (p.n + SPAN - 1u) / SPAN;
     let row = (number / across) * SPAN;
     let column = (number % across) * SPAN;

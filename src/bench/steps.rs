@@ -132,7 +132,7 @@ fn measure(watch: &Stopwatch, mut step: Step) -> Result<Entry> {
     }
     for (name, value) in [
         ("submissions", asked.submissions),
-        ("launches", asked.launches),
+        ("dispatches", asked.dispatches),
         (
             "created",
             asked.pipelines_created + asked.bind_groups_created,
@@ -303,9 +303,9 @@ pub fn table(report: &Report) -> String {
         }
         let _ = writeln!(
             text,
-            "; {} submissions, {} launches, {} created, {:.0} KiB up, {:.0} KiB down",
+            "; {} submissions, {} dispatches, {} created, {:.0} KiB up, {:.0} KiB down",
             figure("submissions"),
-            figure("launches"),
+            figure("dispatches"),
             figure("created"),
             (figure("bytes_up") / 1024.0).ceil(),
             (figure("bytes_down") / 1024.0).ceil(),

@@ -99,8 +99,8 @@ pub fn run(args: Args) -> Result<()> {
         Some(root) => root.clone(),
         None => RunFolder::default_path(&format!("{}-ablation", data.name)),
     };
+    let device = args.device.open_for(&config)?;
     let ablation = Ablation::new(&root, config, what, &data)?;
-    let device = args.device.open()?;
     ablation.check(&data, &*device)?;
     if args.resume.is_none() {
         ablation.create()?;

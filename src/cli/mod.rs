@@ -20,6 +20,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io::{ErrorKind, Write, stderr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -123,6 +124,16 @@ impl DeviceArgs {
     /// Opens the chosen device.
     pub fn open(&self) -> Result<DeviceRef> {
         choose::open(&self.choice(), self.options()?)
+    }
+
+    /// Opens the chosen device as `config` wants it.
+    pub fn open_for(&self, config: &Config) -> Result<DeviceRef> {
+        let most = config.device.max_launch_ms as u64;
+        let options = GpuOptions {
+            max_launch: (most > 0).then(|| Duration::from_millis(most)),
+            ..self.options()?
+        };
+        choose::open(&self.choice(), options)
     }
 
     /// As commands open a GPU. Errors: as [`DeviceArgs::form_name`].

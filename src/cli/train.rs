@@ -130,7 +130,7 @@ pub fn run(args: Args) -> Result<()> {
     let file = kept.as_deref().or(args.config.as_deref());
     let config = resolve(file, args.data.as_deref(), args.seed, &args.overrides)?;
     let data = job::load_data(&config)?;
-    let device = args.device.open()?;
+    let device = args.device.open_for(&config)?;
     let mut out = std::io::stdout().lock();
     writeln!(
         out,

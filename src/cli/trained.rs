@@ -62,7 +62,7 @@ impl Args {
         }
         let config = Config::load(located.config.as_deref(), &overrides)?;
         let data = job::load_data(&config)?;
-        let device = self.device.open()?;
+        let device = self.device.open_for(&config)?;
         let init = Init {
             seed: config.seed,
             std: config.model.init_std as f32,

@@ -59,13 +59,9 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
     (
         "with the adapter's own limits",
         GpuOptions {
-            checked: false,
-            bare: false,
             // A write out of bounds meets the sentinels around the buffers of the cases.
             exposed: true,
-            forms: Forms::Fixed,
-            timed: false,
-            without: wgpu::Features::empty(),
+            ..GpuOptions::DEFAULT
         },
     ),
     (
@@ -73,10 +69,7 @@ const OPENINGS: [(&str, GpuOptions); 2] = [
         GpuOptions {
             checked: true,
             bare: true,
-            exposed: false,
-            forms: Forms::Fixed,
-            timed: false,
-            without: wgpu::Features::empty(),
+            ..GpuOptions::DEFAULT
         },
     ),
 ];

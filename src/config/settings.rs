@@ -388,6 +388,12 @@ settings! {
         baselines: bool = true, ..;
     }
 
+    /// The GPU
+    device: OnGpu {
+        /// Longest that what a GPU is given at once is to last, in milliseconds, or its driver may think it hung; 0 = no limit
+        max_launch_ms: usize = 250, 0..=600_000;
+    }
+
     /// The run folder
     run: Run {
         /// Latest checkpoints kept, beside the best of each stage

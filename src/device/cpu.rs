@@ -125,7 +125,7 @@ impl Cpu {
     fn execute(&self, stream: &Stream, mut after: impl FnMut()) {
         let mut state = self.state.lock().unwrap();
         state.counters.submissions += 1;
-        state.counters.launches += stream.launches.len() as u64;
+        state.counters.dispatches += stream.launches.len() as u64;
         for launch in &stream.launches {
             let launch = &launch.resolved(|word| state.word(word));
             let mut memory = [(std::ptr::null_mut(), 0); MAX_BINDINGS];

@@ -91,7 +91,8 @@ impl Memory {
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Counters {
     pub submissions: u64,
-    pub launches: u64,
+    /// Launches, the pieces they were cut in, and what fills in their parameters; but not what was run to be timed.
+    pub dispatches: u64,
     pub bytes_uploaded: u64,
     pub bytes_read_back: u64,
     pub pipelines_created: u64,
@@ -104,7 +105,7 @@ impl std::ops::Sub for Counters {
     fn sub(self, before: Counters) -> Counters {
         Counters {
             submissions: self.submissions - before.submissions,
-            launches: self.launches - before.launches,
+            dispatches: self.dispatches - before.dispatches,
             bytes_uploaded: self.bytes_uploaded - before.bytes_uploaded,
             bytes_read_back: self.bytes_read_back - before.bytes_read_back,
             pipelines_created: self.pipelines_created - before.pipelines_created,

@@ -293,7 +293,7 @@ impl Slice {
     }
 }
 
-/// Number of workgroups; folded into y past 65,535 (`shared/grid.wgsl` unfolds it).
+/// Number of workgroups. A device dispatches a large grid in pieces (`shared/grid.wgsl` numbers its workgroups).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid(pub u32);
 
@@ -301,17 +301,6 @@ impl Grid {
     /// One workgroup for every `per` of `n` elements.
     pub fn cover(n: usize, per: usize) -> Grid {
         Grid(u32::try_from(n.div_ceil(per)).expect("grid fits u32"))
-    }
-
-    /// The dispatch size, within the 65,535 limit per dimension.
-    pub fn dimensions(self) -> [u32; 3] {
-        const LIMIT: u32 = 65_535;
-        if self.0 <= LIMIT {
-            [self.0, 1, 1]
-        } else {
-            let rows = self.0.div_ceil(LIMIT);
-            [self.0.div_ceil(rows), rows, 1]
-        }
     }
 }
 

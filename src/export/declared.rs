@@ -36,6 +36,12 @@ fn check_variant(variant: &Variant) {
         let ty = &module.types[global.ty];
         let bound = global.binding.as_ref().map(|b| (b.group, b.binding));
         match global.space {
+            AddressSpace::Uniform if bound == Some((1, 0)) => {
+                let TypeInner::Scalar(scalar) = ty.inner else {
+                    panic!("{name}: the first workgroup's number is no scalar")
+                };
+                assert_eq!(scalar_type(scalar), Type::U32, "{name}: first workgroup");
+            }
             AddressSpace::Uniform => {
                 assert_eq!(bound, Some((0, 0)), "{name}: parameters at binding 0");
                 let TypeInner::Struct { members, .. } = &ty.inner else {

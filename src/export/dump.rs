@@ -81,7 +81,7 @@ pub struct Run {
     /// Index among the manifest's shaders.
     pub shader: usize,
     /// Workgroups.
-    pub groups: [u32; 3],
+    pub groups: u32,
 }
 
 /// Writes the launches of these cases into `folder`, with f32 and with f16.
@@ -173,7 +173,7 @@ impl Records {
         let forms = kernel.fitting(launch.params()) & EVERYTHING.forms(kernel, halves);
         let runs = bits(forms).map(|form| Run {
             shader: self.shader(kernel, form, halves),
-            groups: launch.groups(form).dimensions(),
+            groups: launch.groups(form).0,
         });
         let runs = runs.collect();
         let bindings = kernel.bindings.iter().zip(before).zip(after);

@@ -128,12 +128,18 @@ fn policies(checked: bool) -> BoundsCheckPolicies {
     }
 }
 
-/// The parameters' binding, then the buffers' in their order: whether each is written to.
+/// The parameters' binding, the buffers' in their order, and that of the first workgroup's number (`shared/grid.wgsl`); of
+/// buffers, whether they are written to.
 fn bindings(variant: &Variant) -> impl Iterator<Item = (naga::ResourceBinding, Option<bool>)> {
     let binding = |binding| naga::ResourceBinding { group: 0, binding };
+    let first = naga::ResourceBinding {
+        group: 1,
+        binding: 0,
+    };
     let buffers = variant.kernel.bindings.iter().enumerate();
     let buffers = buffers.map(move |(i, b)| (binding(1 + i as u32), Some(b.access == Access::Out)));
-    std::iter::once((binding(0), None)).chain(buffers)
+    let parameters = std::iter::once((binding(0), None));
+    parameters.chain(buffers).chain([(first, None)])
 }
 
 /// SPIR-V that any Vulkan takes; 1.4 where matrix operations need it.
@@ -234,7 +240,7 @@ fn msl(variant: &Variant, (module, info): Constant, checked: bool) -> Result<Tra
     let resources = msl::EntryPointResources {
         resources: resources.collect(),
         immediates_buffer: None,
-        sizes_buffer: Some(1 + variant.kernel.bindings.len() as msl::Slot),
+        sizes_buffer: Some(2 + variant.kernel.bindings.len() as msl::Slot),
     };
     let options = msl::Options {
         lang_version,

@@ -331,24 +331,19 @@ pub mod devices {
         Arc::new(Gpu::open(&adapter, options).expect("a device"))
     }
 
-    /// Under wgpu's default limits, with naga's checks: what a stranger's GPU gives.
+    /// Under wgpu's default limits, with naga's checks: what a stranger's GPU gives. A grid of more than three workgroups is
+    /// dispatched in pieces.
     const BARE: GpuOptions = GpuOptions {
         checked: true,
         bare: true,
-        exposed: false,
-        forms: Forms::Fixed,
-        timed: false,
-        without: wgpu::Features::empty(),
+        max_groups: Some(3),
+        ..GpuOptions::DEFAULT
     };
 
     /// As a release run opens it, without checks, but exposed: a write out of bounds meets the sentinels.
     const UNCHECKED: GpuOptions = GpuOptions {
-        checked: false,
-        bare: false,
         exposed: true,
-        forms: Forms::Fixed,
-        timed: false,
-        without: wgpu::Features::empty(),
+        ..GpuOptions::DEFAULT
     };
 
     pub fn bare_gpu() -> DeviceRef {
@@ -433,6 +428,10 @@ mod tests {
 
     /// Fills `n` words with a copy of `fill` in which `from` reads `to`, and reads them back.
     fn fill_with(from: &str, to: &str, n: usize) -> Result<Vec<u32>> {
+        fill_on(devices::unchecked_gpu(), from, to, n)
+    }
+
+    fn fill_on(device: DeviceRef, from: &str, to: &str, n: usize) -> Result<Vec<u32>> {
         let source = FILL.source.replace(from, to);
         assert_ne!(source, FILL.source);
         let broken: &'static Kernel = Box::leak(Box::new(Kernel {
@@ -441,7 +440,7 @@ mod tests {
             forms: &[],
             ..FILL
         }));
-        let mut h = Harness::new(devices::unchecked_gpu());
+        let mut h = Harness::new(device);
         let y = h.u32("y", &vec![1; n]);
         let params = Params {
             n: n as u32,
@@ -461,5 +460,13 @@ mod tests {
             let right = fill_with("i < p.n", "!(i >= p.n)", n).unwrap();
             assert_eq!(right, vec![7; n]);
         }
+    }
+
+    /// A kernel that asks for the workgroup's number in its dispatch, not in its grid, is caught where grids are cut.
+    #[test]
+    fn a_shader_that_ignores_where_its_piece_begins_is_noticed() {
+        let fill = |to| fill_on(devices::bare_gpu(), "group_number(group)", to, 1500).unwrap();
+        assert_ne!(fill("group.x"), [7; 1500]);
+        assert_eq!(fill("(group_number(group))"), [7; 1500]);
     }
 }

@@ -306,7 +306,7 @@ impl Record {
     pub fn counters(&mut self, c: Counters) -> &mut Self {
         let numbers = [
             ("submissions", c.submissions),
-            ("dispatches", c.launches),
+            ("dispatches", c.dispatches),
             ("bytes_uploaded", c.bytes_uploaded),
             ("bytes_read_back", c.bytes_read_back),
             ("pipelines_created", c.pipelines_created),

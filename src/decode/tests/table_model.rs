@@ -120,9 +120,8 @@ struct Params { n: u32 }
 //!include rng
 //!include rows
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     if i >= p.n { return; }
     let slot = rows[ROW * i + 4u];
     let chain = rows[ROW * i + 5u];
@@ -194,9 +193,8 @@ struct Params { n: u32, vocab: u32 }
 //!include grid
 //!include rng
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-    let i = group_number(group, groups) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = group_number(group) * 64u + lane;
     if i >= p.n * p.vocab { return; }
     let row = i / p.vocab;
     let hash = u32(hidden[3u * row]) | (u32(hidden[3u * row + 1u]) << 16u);

@@ -4,14 +4,14 @@
 //! copies of its outputs. So the data are those of the run, and nothing of the run is changed. One whose outputs are not
 //! those of the portable form is left out: drivers have faults, and some forms are made of what is experimental.
 
-use super::{Gpu, GpuOptions, SLOT_BYTES, State, bind_group_key, new_buffer};
+use super::pace::Alone;
+use super::{Gpu, GpuOptions, State, bind_group_key, new_buffer};
 use crate::device::lockstep::{Elements, relative_error};
 use crate::device::stream::{Launch, Stream};
 use crate::device::tuning::{self, Choices, Class, Forms, bits};
 use crate::device::{Access, Cost, DeviceInfo, Home, Kernel, Slice};
 use anyhow::Result;
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,11 @@ impl Selection {
         self.insisted = form;
     }
 
+    /// The form of launch `i` of the stream being run.
+    pub(super) fn form(&self, i: usize) -> usize {
+        self.forms[i]
+    }
+
     fn insisted(&self, kernel: &Kernel, class: Class) -> Option<usize> {
         tuning::named(kernel, class.candidates, self.insisted?)
     }
@@ -180,7 +185,7 @@ impl Gpu {
         self.state.lock().unwrap().selection.measurements.clone()
     }
 
-    fn class(&self, launch: &Launch) -> Class {
+    pub(super) fn class(&self, launch: &Launch) -> Class {
         Class::of(launch, self.offer.forms(launch.kernel, launch.halves()))
     }
 
@@ -224,10 +229,11 @@ impl Gpu {
         Ok(candidates)
     }
 
-    /// Decides every launch of the stream and makes what it needs. Launches before one that has to be measured are
-    /// submitted; the number of those is returned.
+    /// Decides every launch of the stream and makes what it needs. Where one has to be measured, those before it are
+    /// submitted; where one has to be timed, it too. The number of those is returned.
     pub(super) fn select(&self, state: &mut State, stream: &Stream) -> Result<usize> {
         state.selection.forms.clear();
+        state.pace.clear();
         let mut submitted = 0;
         for (i, launch) in stream.launches.iter().enumerate() {
             let form = if launch.kernel.forms.is_empty() {
@@ -243,13 +249,20 @@ impl Gpu {
                         let started = Instant::now();
                         let seconds = self.measure(state, launch, class, i)?;
                         state.selection.spent += started.elapsed();
-                        state.selection.record(launch, class, &seconds)
+                        let form = state.selection.record(launch, class, &seconds);
+                        if let Some(&(_, lasted)) = seconds.iter().find(|(f, _)| *f == form) {
+                            self.learn(state, launch, form, lasted)?;
+                        }
+                        form
                     }
                 }
             };
             state.selection.forms.push(form);
             self.pipeline(state, launch.kernel, (form, launch.halves()))?;
             self.bind(state, bind_group_key(launch));
+            if self.pace(state, stream, (submitted, i))? {
+                submitted = i + 1;
+            }
         }
         if std::mem::take(&mut state.selection.unsaved) {
             // Kept before it is used. Where nothing can be kept, the next process measures again: that costs time only.
@@ -261,22 +274,9 @@ impl Gpu {
         Ok(submitted)
     }
 
-    /// Encodes and submits launches of the stream.
-    pub(super) fn submit(&self, state: &State, stream: &Stream, range: Range<usize>) {
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            for i in range {
-                state.resolve(&mut pass, i);
-                state.dispatch(&mut pass, i, &stream.launches[i]);
-            }
-        }
-        self.queue.submit([encoder.finish()]);
-    }
-
     /// Fills in the parameters of launch `i`, which is to be measured before it is submitted: rows past the true number
     /// may hold anything.
-    fn resolve(&self, state: &State, i: usize) {
+    pub(super) fn resolve(&self, state: &State, i: usize) {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -345,44 +345,38 @@ impl Gpu {
             self.queue.submit([encoder.finish()]);
             self.wait()
         };
-        let time = |form: usize, repeats: usize| -> Result<f64> {
-            let started = Instant::now();
-            let mut encoder = self.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                pass.set_pipeline(&state.pipelines[&(kernel.name, form, launch.halves())]);
-                pass.set_bind_group(0, &group, &[(slot * SLOT_BYTES) as u32]);
-                let [x, y, z] = launch.groups(form).dimensions();
-                for _ in 0..repeats {
-                    pass.dispatch_workgroups(x, y, z);
-                }
-            }
-            self.queue.submit([encoder.finish()]);
-            self.wait()?;
-            Ok(started.elapsed().as_secs_f64() / repeats as f64)
-        };
         let outputs = || -> Result<Vec<Vec<u32>>> {
             let written = copies.iter().flatten();
-            written.map(|copy| self.beginning(copy, COMPARED)).collect()
+            let beginning = |copy: &wgpu::Buffer| 0..copy.size().min(COMPARED);
+            written
+                .map(|copy| self.words(copy, beginning(copy)))
+                .collect()
         };
         let (mut seconds, mut right) = (Vec::new(), Vec::new());
         let mut best = f64::INFINITY;
         // The portable form first: it says what is right.
         for form in bits(candidates) {
             restore()?;
-            // The first run may compile.
-            time(form, 1)?;
+            let alone = Alone {
+                launch,
+                form,
+                slot,
+                group: &group,
+            };
+            // May compile.
+            let first = self.first_run(state, &alone)?;
             let got = outputs()?;
             if form == 0 {
                 right = got;
             } else if !agree(launch, &right, &got) {
                 continue;
             }
-            let mut own = time(form, 1)?;
+            let mut own = self.run_again(state, &alone, first)?;
             if own < 2.0 * best {
+                let groups = launch.groups(form).0;
                 let repeats = ((SPAN.as_secs_f64() / own) as usize).clamp(1, 50);
                 for _ in 0..TRIES {
-                    own = own.min(time(form, repeats)?);
+                    own = own.min(self.run_alone(state, &alone, 0..groups, repeats)?);
                 }
             }
             best = best.min(own);
@@ -420,16 +414,6 @@ impl State {
             self.resolver.dispatch(pass, number, segment);
         }
     }
-
-    /// Encodes launch `i` of those loaded.
-    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass, i: usize, launch: &Launch) {
-        let form = self.selection.forms[i];
-        pass.set_pipeline(&self.pipelines[&(launch.kernel.name, form, launch.halves())]);
-        let group = &self.bind_groups[&bind_group_key(launch)];
-        pass.set_bind_group(0, group, &[(i * SLOT_BYTES) as u32]);
-        let [x, y, z] = launch.groups(form).dimensions();
-        pass.dispatch_workgroups(x, y, z);
-    }
 }
 
 #[cfg(test)]
@@ -444,16 +428,19 @@ pub(super) mod tests {
     const DIMS: Dims = Dims { m: 20, n: 12, k: 8 };
 
     pub fn gpu(forms: Forms) -> Arc<Gpu> {
+        gpu_with(GpuOptions {
+            exposed: true,
+            forms,
+            ..Default::default()
+        })
+    }
+
+    pub fn gpu_with(options: GpuOptions) -> Arc<Gpu> {
         let choice = DeviceChoice {
             device: "gpu".into(),
             ..Default::default()
         };
         let adapter = choose_adapter(&choice).unwrap().unwrap();
-        let options = GpuOptions {
-            exposed: true,
-            forms,
-            ..Default::default()
-        };
         Arc::new(Gpu::open(&adapter, options).unwrap())
     }
 

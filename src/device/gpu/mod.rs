@@ -2,6 +2,7 @@
 //! (kernel, buffers), when a stream first needs them or is prepared.
 
 mod forms;
+mod pace;
 mod pipelines;
 mod readback;
 mod resolve;
@@ -16,17 +17,20 @@ use super::{
 use anyhow::{Result, anyhow};
 pub use forms::Measurement;
 use forms::Selection;
+pub use pace::MAX_LAUNCH;
+use pace::{Firsts, Pace};
 use pipelines::{BindGroupKey, Layout, PipelineKey, bind_group_key};
 use readback::Staging;
 use resolve::{Patches, Resolver};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Each launch's parameters take one slot of the uniform buffer (wgpu's default offset alignment).
 const SLOT_BYTES: usize = 256;
 
 /// How to open an adapter.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct GpuOptions {
     /// Keep naga's bounds and loop checks in the shaders.
     pub checked: bool,
@@ -42,6 +46,30 @@ pub struct GpuOptions {
     pub timed: bool,
     /// Features to do without, as if the adapter had not got them. For tests.
     pub without: wgpu::Features,
+    /// The longest that a dispatch and a submission are to last (`device.max_launch_ms`), if there is a limit.
+    pub max_launch: Option<Duration>,
+    /// The most workgroups of a dispatch, where that is to be less than every adapter's limit. For tests.
+    pub max_groups: Option<u32>,
+}
+
+impl GpuOptions {
+    /// Everything the adapter has.
+    pub const DEFAULT: GpuOptions = GpuOptions {
+        checked: false,
+        bare: false,
+        exposed: false,
+        forms: Forms::Fixed,
+        timed: false,
+        without: wgpu::Features::empty(),
+        max_launch: Some(MAX_LAUNCH),
+        max_groups: None,
+    };
+}
+
+impl Default for GpuOptions {
+    fn default() -> GpuOptions {
+        GpuOptions::DEFAULT
+    }
 }
 
 struct State {
@@ -52,6 +80,8 @@ struct State {
     layouts: HashMap<&'static str, Layout>,
     pipelines: HashMap<PipelineKey, wgpu::ComputePipeline>,
     selection: Selection,
+    pace: Pace,
+    firsts: Firsts,
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     /// Parameter slots of the stream being run.
     uniforms: wgpu::Buffer,
@@ -235,6 +265,8 @@ impl Gpu {
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
             selection: Selection::new(&info, options),
+            pace: Pace::new(options.max_launch, options.max_groups),
+            firsts: Firsts::new(&device),
             bind_groups: HashMap::new(),
             uniforms: uniform_buffer(&device, 1024),
             staging: Staging::default(),
@@ -282,8 +314,8 @@ impl Gpu {
         state.counters.bind_groups_created += made;
     }
 
-    /// Puts the parameters of launches in their slots, and makes what they need. Launches before one whose form had to be
-    /// measured have been submitted; returns the number of those.
+    /// Puts the parameters of launches in their slots, and makes what they need. The first launches may have run by then, for
+    /// forms to be measured or launches to be timed; returns the number of those.
     fn load(&self, state: &mut State, stream: &Stream) -> Result<usize> {
         self.reserve(state, stream);
         let slots = stream.launches.len();
@@ -301,8 +333,7 @@ impl Gpu {
         self.queue.write_buffer(&state.uniforms, 0, &state.scratch);
         let patched = state.resolver.upload(&self.queue, &state.patches);
         let submitted = self.select(state, stream)?;
-        state.counters.submissions += 1;
-        state.counters.launches += (slots + state.patches.segments.len()) as u64;
+        state.counters.dispatches += state.patches.segments.len() as u64;
         state.counters.bytes_uploaded += (state.scratch.len() + patched) as u64;
         Ok(submitted)
     }
@@ -470,7 +501,7 @@ mod tests {
         matmul(&mut stream, Form::NN, a.all(), b.all(), c.all(), dims, true);
         gpu.prepare(&mut [stream.clone()].into_iter()).unwrap();
         let (before, counters) = (made(&gpu), gpu.counters());
-        assert!(before > 1 && counters.submissions == 0 && counters.launches == 0);
+        assert!(before > 1 && counters.submissions == 0 && counters.dispatches == 0);
         assert!(gpu.measurements().is_empty() && gpu.choices().0.is_empty());
         gpu.run(&stream).unwrap();
         assert_eq!(made(&gpu), before);

@@ -24,6 +24,20 @@ pub(super) struct Layout {
     pipeline: wgpu::PipelineLayout,
 }
 
+/// Binding 0: one slot of a uniform buffer.
+pub(super) fn uniform_entry() -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding: 0,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Uniform,
+            has_dynamic_offset: true,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}
+
 impl Gpu {
     /// Makes the pipeline of a form unless it is cached.
     pub(super) fn pipeline(
@@ -56,7 +70,7 @@ impl Gpu {
         };
         let layout = match state.layouts.entry(kernel.name) {
             Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(free) => free.insert(self.layout(kernel)),
+            Entry::Vacant(free) => free.insert(self.layout(kernel, &state.firsts.layout)),
         };
         let pipeline = self
             .device
@@ -86,17 +100,8 @@ impl Gpu {
         Ok(())
     }
 
-    fn layout(&self, kernel: &'static Kernel) -> Layout {
-        let mut entries = vec![wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
-                has_dynamic_offset: true,
-                min_binding_size: None,
-            },
-            count: None,
-        }];
+    fn layout(&self, kernel: &'static Kernel, firsts: &wgpu::BindGroupLayout) -> Layout {
+        let mut entries = vec![uniform_entry()];
         for (i, binding) in kernel.bindings.iter().enumerate() {
             entries.push(wgpu::BindGroupLayoutEntry {
                 binding: 1 + i as u32,
@@ -121,7 +126,7 @@ impl Gpu {
             .device
             .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(kernel.name),
-                bind_group_layouts: &[Some(&group)],
+                bind_group_layouts: &[Some(&group), Some(firsts)],
                 immediate_size: 0,
             });
         Layout {

@@ -4,6 +4,7 @@
 use super::{Gpu, State, new_buffer};
 use crate::device::{Reading, Slice};
 use anyhow::{Context, Result, anyhow};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -33,13 +34,13 @@ impl Gpu {
         }
     }
 
-    /// The first words of a buffer, as all that was submitted leaves them.
-    pub(super) fn beginning(&self, buffer: &wgpu::Buffer, most: u64) -> Result<Vec<u32>> {
-        let bytes = buffer.size().min(most);
+    /// The words at these bytes of a buffer, as all that was submitted leaves them.
+    pub(super) fn words(&self, buffer: &wgpu::Buffer, bytes: Range<u64>) -> Result<Vec<u32>> {
+        let length = bytes.end - bytes.start;
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = new_buffer(&self.device, "beginning", bytes as usize, usage);
+        let staging = new_buffer(&self.device, "words", length as usize, usage);
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+        encoder.copy_buffer_to_buffer(buffer, bytes.start, &staging, 0, length);
         self.queue.submit([encoder.finish()]);
         // An error is the read's below.
         staging.map_async(wgpu::MapMode::Read, .., |_| ());

@@ -32,11 +32,14 @@ impl Gpu {
         Ok(times)
     }
 
-    /// Seconds between each launch's stamps, 0 where it had to run before, for another's form to be measured; and of the
-    /// whole by the host's clock.
+    /// Seconds between each launch's stamps, 0 where it had to run before, to be timed or for another's form to be
+    /// measured; and of the rest by the host's clock.
     fn stamped(&self, stream: &Stream) -> Result<(Vec<f64>, f64)> {
         let mut state = self.state.lock().unwrap();
         let submitted = self.load(&mut state, stream)?;
+        if submitted == stream.launches.len() {
+            return Ok((vec![0.0; submitted], 0.0));
+        }
         let count = 2 * (stream.launches.len() - submitted);
         let bytes = 8 * count;
         let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
@@ -49,29 +52,47 @@ impl Gpu {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = new_buffer(&self.device, "timestamps read back", bytes, usage);
 
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        let launches = stream.launches.iter().enumerate().skip(submitted);
-        for (query, (i, launch)) in (0u32..).step_by(2).zip(launches) {
-            state.resolve(&mut encoder.begin_compute_pass(&Default::default()), i);
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &queries,
-                    beginning_of_pass_write_index: Some(query),
-                    end_of_pass_write_index: Some(query + 1),
-                }),
-            });
-            state.dispatch(&mut pass, i, launch);
+        let pieces = self.pieces(&state, stream, submitted..stream.launches.len());
+        let (mut rest, mut wall) = (&pieces[..], 0.0);
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(state.pace.submission(rest));
+            state.firsts.upload(&self.queue, now);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut slots = 0;
+            for piece in now {
+                let query = 2 * (piece.launch - submitted) as u32;
+                let begins = piece.first == 0;
+                if begins {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    state.resolve(&mut pass, piece.launch);
+                }
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: None,
+                    timestamp_writes: (begins || piece.last).then_some(
+                        wgpu::ComputePassTimestampWrites {
+                            query_set: &queries,
+                            beginning_of_pass_write_index: begins.then_some(query),
+                            end_of_pass_write_index: piece.last.then_some(query + 1),
+                        },
+                    ),
+                });
+                state.encode(&mut pass, (stream, piece), &mut slots);
+            }
+            if later.is_empty() {
+                encoder.resolve_query_set(&queries, 0..count as u32, &resolved, 0);
+                encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes as u64);
+            }
+            let commands = encoder.finish();
+            // What was submitted before must not count.
+            self.wait()?;
+            let started = Instant::now();
+            self.queue.submit([commands]);
+            self.wait()?;
+            wall += started.elapsed().as_secs_f64();
+            state.counters.submissions += 1;
+            state.counters.dispatches += now.len() as u64;
+            rest = later;
         }
-        encoder.resolve_query_set(&queries, 0..count as u32, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes as u64);
-        let commands = encoder.finish();
-        // What was submitted before must not count.
-        self.wait()?;
-        let started = Instant::now();
-        self.queue.submit([commands]);
-        self.wait()?;
-        let wall = started.elapsed().as_secs_f64();
         drop(state);
 
         let (sender, receiver) = std::sync::mpsc::channel();
