@@ -13,13 +13,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use vstar::rng::{Rng, Stream};
 
-const KILLS: usize = 12;
 /// Checkpoints, validations, both stages and the final evaluation in every second or so.
-const SETTINGS: [&str; 8] = [
-    "sft.epochs=8",
+const SETTINGS: [&str; 6] = [
     "sft.ema=0.9",
     "sft.patience=0",
-    "rl.steps=24",
     "rl.eval_every=4",
     "run.checkpoint_every=2",
     "run.keep_checkpoints=3",
@@ -53,15 +50,27 @@ fn ends(mut child: Child, limit: Duration) -> bool {
 
 #[test]
 fn a_run_killed_at_any_moment_goes_on_with_the_same_bits() {
-    let kills = std::env::var("VSTAR_KILLS").map_or(KILLS, |n| n.parse().unwrap());
+    kill(12, &["--device", "cpu"], &["sft.epochs=8", "rl.steps=24"]);
+}
+
+/// In one form, because forms are measured: a run that is killed before its first checkpoint may choose others.
+#[test]
+fn a_run_on_a_gpu_killed_at_any_moment_goes_on_with_the_same_bits() {
+    let device = ["--device", "gpu", "--form", "direct"];
+    kill(6, &device, &["sft.epochs=4", "rl.steps=10"]);
+}
+
+/// Kills runs `kills` times, or as often as is asked for.
+fn kill(kills: usize, device: &[&str], length: &[&str]) {
+    let kills = std::env::var("VSTAR_KILLS").map_or(kills, |n| n.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("toy");
     std::fs::create_dir(&data).unwrap();
     toy::write(&data);
     let start = |out: &Path| {
         let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
-        let begin = ["train", "--data", data, "--device", "cpu", "--out", out];
-        vstar(&[&begin[..], toy::SETTINGS, &SETTINGS].concat())
+        let begin = ["train", "--data", data, "--out", out];
+        vstar(&[&begin[..], device, toy::SETTINGS, &SETTINGS, length].concat())
     };
     let alone = folder.path().join("alone");
     let began = Instant::now();
@@ -77,13 +86,7 @@ fn a_run_killed_at_any_moment_goes_on_with_the_same_bits() {
         loop {
             // Before its configuration is there, a folder is none to go on with, and free.
             let child = match out.join("config.toml").exists() {
-                true => vstar(&[
-                    "train",
-                    "--device",
-                    "cpu",
-                    "--resume",
-                    out.to_str().unwrap(),
-                ]),
+                true => vstar(&[&["train", "--resume", out.to_str().unwrap()], device].concat()),
                 false => start(&out),
             };
             if ends(child, whole.mul_f32(0.6 * rng.uniform())) {
@@ -99,5 +102,5 @@ fn a_run_killed_at_any_moment_goes_on_with_the_same_bits() {
         assert!(differ.is_empty(), "run {runs}: {differ:?}");
         std::fs::remove_dir_all(out).unwrap();
     }
-    println!("killed {killed} times in {runs} runs of {whole:.1?}");
+    println!("{device:?}: killed {killed} times in {runs} runs of {whole:.1?}");
 }
