@@ -4,7 +4,7 @@
 //! copies of its outputs. So the data are those of the run, and nothing of the run is changed. One whose outputs are not
 //! those of the portable form is left out: drivers have faults, and some forms are made of what is experimental.
 
-use super::pace::Alone;
+use super::pieces::Alone;
 use super::{Gpu, GpuOptions, State, bind_group_key, new_buffer};
 use crate::device::lockstep::{Elements, relative_error};
 use crate::device::stream::{Launch, Stream};

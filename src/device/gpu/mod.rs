@@ -3,6 +3,7 @@
 
 mod forms;
 mod pace;
+mod pieces;
 mod pipelines;
 mod readback;
 mod resolve;
@@ -18,7 +19,8 @@ use anyhow::{Result, anyhow};
 pub use forms::Measurement;
 use forms::Selection;
 pub use pace::MAX_LAUNCH;
-use pace::{Firsts, Pace};
+use pace::Pace;
+use pieces::Firsts;
 use pipelines::{BindGroupKey, Layout, PipelineKey, bind_group_key};
 use readback::Staging;
 use resolve::{Patches, Resolver};
