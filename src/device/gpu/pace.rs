@@ -97,15 +97,12 @@ impl Pace {
     /// Learns how long work of a kind lasted, of which the device says that it was so much of what it could have been.
     pub fn learn(&mut self, kind: Kind, (done, most): (u64, u64), seconds: f64) {
         let telling = done as f64 >= TELLING * most as f64;
-        let rate = match telling && done > 0 {
+        let rate = match telling {
             true => seconds / done as f64,
             false => SLOWEST,
         };
         self.rates.insert(kind, rate);
         self.slowest = self.slowest.max(rate);
-        if let Some(last) = self.expected.last_mut() {
-            *last = most as f64 * rate;
-        }
     }
 
     /// Workgroups of a piece of a grid of `groups`, all of which last so many seconds.

@@ -98,6 +98,8 @@ impl Gpu {
         }
         self.submit(state, stream, submitted..i);
         self.resolve(state, i);
+        // What was submitted before must not count.
+        self.wait()?;
         let group = state.bind_groups[&bind_group_key(launch)].clone();
         let alone = Alone {
             launch,
