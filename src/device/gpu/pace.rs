@@ -238,6 +238,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_learnt_leaves_the_launches_before_alone() {
+        let (mut pace, [kind, other]) = (Pace::new(Some(MAX_LAUNCH), None), kinds());
+        pace.learn(kind, (1_000_000, 1_000_000), 1e-3);
+        pace.expect(kind, 1_000_000);
+        pace.learn(other, (1, 1), 9.0);
+        let mut pieces = Vec::new();
+        pace.cut(0, 1000, &mut pieces);
+        assert_eq!(pieces.len(), 1);
+    }
+
+    #[test]
     fn a_launch_over_next_to_nothing_says_nothing_of_its_rate() {
         let (mut pace, [kind, _]) = (Pace::new(Some(MAX_LAUNCH), None), kinds());
         pace.learn(kind, (10, 100_000_000), 1e-6);
