@@ -13,7 +13,7 @@ mod train;
 #[path = "support/validated.rs"]
 mod validated;
 
-use devices::{bare_gpu, cpu};
+use devices::{cpu, whole_gpu};
 use folder::in_folder;
 use remains::remains;
 use std::fs;
@@ -163,7 +163,7 @@ fn a_gpu_run_goes_on_with_the_same_bits() {
         "rl.eval_users=16",
         "eval.baselines=false",
     ];
-    resumes_with_the_same_bits(bare_gpu(), &small, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
+    resumes_with_the_same_bits(whole_gpu(), &small, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
 }
 
 #[test]

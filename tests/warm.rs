@@ -15,7 +15,7 @@ mod train;
 #[path = "support/watched.rs"]
 mod watched;
 
-use devices::{cpu, gpu};
+use devices::{cpu, whole_gpu};
 use folder::in_folder;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,6 @@ use train::{config, dataset, engine};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::search::{Decoding, Searcher};
-use vstar::device::gpu::GpuOptions;
 use vstar::device::{Counters, DeviceRef, Stream};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Engine, Targets};
@@ -50,15 +49,6 @@ const CAUSAL: PromptAttention = PromptAttention::Causal;
 
 fn made(c: Counters) -> u64 {
     c.pipelines_created + c.bind_groups_created
-}
-
-/// A stranger's GPU that is given work whole, however long it lasts there.
-fn whole_gpu() -> DeviceRef {
-    gpu(GpuOptions {
-        bare: true,
-        max_launch: None,
-        ..Default::default()
-    })
 }
 
 /// The first test users, with at most `items` of their histories.

@@ -31,6 +31,16 @@ pub fn bare_gpu() -> DeviceRef {
     })
 }
 
+/// As [`bare_gpu`], but given work whole, however long it lasts: what it is asked for does not depend on how fast it is.
+#[allow(dead_code)]
+pub fn whole_gpu() -> DeviceRef {
+    gpu(GpuOptions {
+        bare: true,
+        max_launch: None,
+        ..Default::default()
+    })
+}
+
 /// A GPU opened so.
 pub fn gpu(options: GpuOptions) -> DeviceRef {
     let choice = DeviceChoice {

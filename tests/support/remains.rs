@@ -33,12 +33,9 @@ pub fn remains(root: &Path) -> BTreeMap<String, Vec<u8>> {
     }
     let metrics = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
     for (number, line) in metrics.lines().enumerate() {
-        // A resumed process warms up anew: it makes pipelines and bind groups where the other had them, and times what it
-        // gives the GPU, to cut it.
+        // A resumed process warms up anew: it makes pipelines and bind groups where the other had them.
         let passing = [
             "step_time",
-            "device/submissions",
-            "device/dispatches",
             "device/pipelines_created",
             "device/bind_groups_created",
         ];

@@ -236,10 +236,10 @@ impl Gpu {
         state.pace.clear();
         let mut submitted = 0;
         for (i, launch) in stream.launches.iter().enumerate() {
+            let class = self.class(launch);
             let form = if launch.kernel.forms.is_empty() {
                 0
             } else {
-                let class = self.class(launch);
                 match state.selection.decide(launch, class) {
                     Some(form) => form,
                     None => {
@@ -260,7 +260,7 @@ impl Gpu {
             state.selection.forms.push(form);
             self.pipeline(state, launch.kernel, (form, launch.halves()))?;
             self.bind(state, bind_group_key(launch));
-            if self.pace(state, stream, (submitted, i))? {
+            if self.pace(state, stream, (submitted, i), class)? {
                 submitted = i + 1;
             }
         }

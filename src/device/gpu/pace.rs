@@ -11,6 +11,7 @@
 use crate::device::stream::Launch;
 use crate::device::tuning::Class;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Watchdogs wait for two seconds and more.
@@ -139,16 +140,13 @@ impl Pace {
     pub fn cut(&self, launch: usize, groups: u32, pieces: &mut Vec<Piece>) {
         let seconds = self.expected[launch];
         let most = self.groups_of_piece(groups, seconds);
-        for first in (0..groups).step_by(most as usize) {
-            let here = most.min(groups - first);
-            pieces.push(Piece {
-                launch,
-                first,
-                groups: here,
-                last: first + here == groups,
-                seconds: seconds * here as f64 / groups as f64,
-            });
-        }
+        pieces.extend(parts(0..groups, most).map(|part| Piece {
+            launch,
+            first: part.start,
+            groups: part.len() as u32,
+            last: part.end == groups,
+            seconds: seconds * part.len() as f64 / groups as f64,
+        }));
     }
 
     /// How many of these pieces one submission takes.
@@ -164,6 +162,13 @@ impl Pace {
         // One that is too long alone goes alone.
         fit.map_or(pieces.len(), |fit| fit.max(1))
     }
+}
+
+/// Cuts a range into parts of at most so many.
+pub(super) fn parts(range: Range<u32>, most: u32) -> impl Iterator<Item = Range<u32>> {
+    let end = range.end;
+    let firsts = range.step_by(most as usize);
+    firsts.map(move |first| first..end.min(first.saturating_add(most)))
 }
 
 /// The unit of work is an operation, or a byte moved, whichever there are more of.

@@ -1,9 +1,10 @@
 //! Dispatching launches, whole or in pieces, and streams, in one submission or several, as [`super::pace`] cuts them; and
 //! timing what it does not know yet.
 
-use super::pace::{Piece, SLOTS, work};
+use super::pace::{Piece, SLOTS, parts, work};
 use super::{Gpu, SLOT_BYTES, State, bind_group_key, new_buffer};
 use crate::device::stream::{Launch, Stream};
+use crate::device::tuning::Class;
 use anyhow::Result;
 use std::ops::Range;
 use std::time::Instant;
@@ -83,17 +84,17 @@ pub(super) struct Alone<'a> {
 }
 
 impl Gpu {
-    /// Notes launch `i` of the stream, decided and bound, and runs it if its kind has to be timed; whether it did. Launches
+    /// Notes launch `i` of the stream, of this class, decided and bound, and runs it if its kind has to be timed; whether it did. Launches
     /// before it from `submitted` are submitted then.
     pub(super) fn pace(
         &self,
         state: &mut State,
         stream: &Stream,
         (submitted, i): (usize, usize),
+        class: Class,
     ) -> Result<bool> {
         let (launch, form) = (&stream.launches[i], state.selection.form(i));
-        let kind = (self.class(launch), form);
-        if !state.pace.expect(kind, work(launch)) {
+        if !state.pace.expect((class, form), work(launch)) {
             return Ok(false);
         }
         self.submit(state, stream, submitted..i);
@@ -158,12 +159,8 @@ impl Gpu {
     pub(super) fn run_again(&self, state: &State, alone: &Alone, seconds: f64) -> Result<f64> {
         let groups = alone.launch.groups(alone.form).0;
         let most = state.pace.groups_of_piece(groups, seconds);
-        (0..groups)
-            .step_by(most as usize)
-            .map(|first| {
-                let last = groups.min(first.saturating_add(most));
-                self.run_alone(state, alone, first..last, 1)
-            })
+        parts(0..groups, most)
+            .map(|part| self.run_alone(state, alone, part, 1))
             .sum()
     }
 
@@ -175,18 +172,15 @@ impl Gpu {
         groups: Range<u32>,
         repeats: usize,
     ) -> Result<f64> {
-        let (launch, most) = (alone.launch, state.pace.most);
-        let pieces: Vec<Piece> = groups
-            .clone()
-            .step_by(most as usize)
-            .map(|first| Piece {
-                launch: alone.slot,
-                first,
-                groups: most.min(groups.end - first),
-                last: false,
-                seconds: 0.0,
-            })
-            .collect();
+        let launch = alone.launch;
+        let pieces = parts(groups, state.pace.most).map(|part| Piece {
+            launch: alone.slot,
+            first: part.start,
+            groups: part.len() as u32,
+            last: false,
+            seconds: 0.0,
+        });
+        let pieces: Vec<Piece> = pieces.collect();
         let started = Instant::now();
         for pieces in pieces.chunks(SLOTS) {
             state.firsts.upload(&self.queue, pieces);
@@ -341,7 +335,7 @@ mod tests {
         }
     }
 
-    /// One that is timed is run once, over the length that the device knows.
+    /// One that is timed runs over the length that the device knows.
     #[test]
     fn timing_runs_what_the_device_knows() {
         let options = GpuOptions {
