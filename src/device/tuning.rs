@@ -5,7 +5,7 @@
 //! cache folder. The file is only a hint: one that cannot be read, or names what does not exist, is ignored.
 
 use super::stream::{Home, Launch};
-use super::{DeviceInfo, Kernel, Type};
+use super::{DeviceInfo, Kernel, Param, Type};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ impl Class {
     /// For example `matmul_nt m 2048 n 1024 k 256 start 1: portable tiled vec4`.
     pub fn text(&self, kernel: &Kernel) -> String {
         let mut text = kernel.name.to_string();
-        let names = kernel.params.iter().filter(|p| p.ty == Type::U32);
+        let names = kernel.params.iter().filter(|p| is_looked_at(p));
         for (param, size) in names.zip(self.sizes) {
             let _ = write!(text, " {} {}", param.name, 1u64 << size);
         }
@@ -79,10 +79,17 @@ impl Class {
     }
 }
 
+/// Integer parameters that do not matter to the time: where something begins, and what random numbers are drawn from.
+const OVERLOOKED: [&str; 4] = ["first", "key", "step", "site"];
+
+fn is_looked_at(param: &Param) -> bool {
+    param.ty == Type::U32 && !OVERLOOKED.contains(&param.name)
+}
+
 fn integers(launch: &Launch) -> impl Iterator<Item = (&'static str, u32)> {
     let declared = launch.kernel.params.iter().zip(launch.params());
     declared
-        .filter(|(param, _)| param.ty == Type::U32)
+        .filter(|(param, _)| is_looked_at(param))
         .map(|(param, &word)| (param.name, word))
 }
 
