@@ -1,14 +1,14 @@
-// d_table[token, :] += the sum over the entries of a list that hold the token of an entry's row of d_out or, weighted, of
+// d_table[token - first, :] += the sum over the entries of a list that hold the token of an entry's row of d_out or, weighted, of
 // weights[entry] times row rows[entry]. One invocation per (place in the order, column): the first place of each token's
 // run sums the run, in order.
-struct Params { count: u32, width: u32, stride: u32, vocab: u32, weighted: u32 }
+struct Params { count: u32, width: u32, stride: u32, first: u32, held: u32, weighted: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> d_out: array<f32>;             // [.., width]
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;            // [count, stride]: first of each
 @group(0) @binding(3) var<storage, read> order: array<u32>;             // [count]
 @group(0) @binding(4) var<storage, read> rows: array<u32>;              // [count]
 @group(0) @binding(5) var<storage, read> weights: array<f32>;           // [count]
-@group(0) @binding(6) var<storage, read_write> d_table: array<f32>;     // [vocab, width]
+@group(0) @binding(6) var<storage, read_write> d_table: array<f32>;     // [held, width]
 
 //!include grid
 
@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = i / p.width;
     let column = i % p.width;
     let token = tokens[order[place] * p.stride];
-    if token >= p.vocab {
+    if token - p.first >= p.held {
         return;
     }
     if place > 0u && tokens[order[place - 1u] * p.stride] == token {
@@ -39,5 +39,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sum += d_out[entry * p.width + column];
         }
     }
-    d_table[token * p.width + column] += sum;
+    d_table[(token - p.first) * p.width + column] += sum;
 }

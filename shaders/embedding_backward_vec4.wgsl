@@ -1,12 +1,12 @@
 // As embedding_backward.wgsl, width a multiple of 4: one invocation per (place in the order, four columns).
-struct Params { count: u32, width: u32, stride: u32, vocab: u32, weighted: u32 }
+struct Params { count: u32, width: u32, stride: u32, first: u32, held: u32, weighted: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> d_out: array<vec4<f32>>;       // [.., width]
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;            // [count, stride]: first of each
 @group(0) @binding(3) var<storage, read> order: array<u32>;             // [count]
 @group(0) @binding(4) var<storage, read> rows: array<u32>;              // [count]
 @group(0) @binding(5) var<storage, read> weights: array<f32>;           // [count]
-@group(0) @binding(6) var<storage, read_write> d_table: array<vec4<f32>>; // [vocab, width]
+@group(0) @binding(6) var<storage, read_write> d_table: array<vec4<f32>>; // [held, width]
 
 //!include grid
 
@@ -20,7 +20,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = i / width;
     let column = i % width;
     let token = tokens[order[place] * p.stride];
-    if token >= p.vocab {
+    if token - p.first >= p.held {
         return;
     }
     if place > 0u && tokens[order[place - 1u] * p.stride] == token {
@@ -38,5 +38,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sum += d_out[entry * width + column];
         }
     }
-    d_table[token * width + column] += sum;
+    d_table[(token - p.first) * width + column] += sum;
 }

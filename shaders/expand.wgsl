@@ -1,7 +1,7 @@
-// Scores the legal children of each row (src/kernels/expand.rs). One workgroup per row; lanes stride over the
-// vocabulary and over the children.
+// Scores the legal children of each row (src/kernels/expand.rs); the first row of logits is row `first` of everything else.
+// One workgroup per row; lanes stride over the vocabulary and over the children.
 struct Params { rows: u32, vocab: u32, fanout: u32, tokens_at: u32, top: u32, keep: u32, renormalise: u32, valued: u32,
-                lambda: f32 }
+                lambda: f32, first: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read> value: array<f32>;
@@ -40,9 +40,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var begin = 0u;
     var children = 0u;
     if row < p.rows {
-        place = entry[2u * row];
+        place = entry[2u * (p.first + row)];
         if place != NONE {
-            let at = entry[2u * row + 1u];
+            let at = entry[2u * (p.first + row) + 1u];
             begin = trie[at];
             children = trie[at + 1u] - begin;
         }
@@ -98,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 
     if place != NONE && lane == 0u {
-        let v = select(0.0, finite(value[min(row, p.valued - 1u)]), p.valued > 0u);
+        let v = select(0.0, finite(value[p.first + min(row, p.valued - 1u)]), p.valued > 0u);
         // One child has no entropy; log(1) need not be 0 on a GPU.
         let h = select(0.0, finite(log(sum.y) - sum.z / sum.y), children > 1u);
         stats[place * STATS + VALUE] = v;
@@ -109,7 +109,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if p.renormalise != 0u {
         normaliser = high.y + log(sum.y);
     }
-    let out = select(row, place, p.keep != 0u) * p.fanout;
+    let out = select(p.first + row, place, p.keep != 0u) * p.fanout;
+    let top = (p.first + row) * p.top;
     for (var c = lane; c < children; c += LANES) {
         let x = legal_logit(row, begin + c);
         child_logp[out + c] = finite(x - normaliser);
@@ -121,15 +122,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 rank += select(0u, 1u, y > x || (y == x && other < c));
             }
             if rank < p.top {
-                top_edge[row * p.top + rank] = begin + c;
-                top_logp[row * p.top + rank] = finite(x - normaliser);
+                top_edge[top + rank] = begin + c;
+                top_logp[top + rank] = finite(x - normaliser);
             }
         }
     }
     if row < p.rows {
         for (var i = children + lane; i < p.top; i += LANES) {
-            top_edge[row * p.top + i] = NONE;
-            top_logp[row * p.top + i] = MASKED;
+            top_edge[top + i] = NONE;
+            top_logp[top + i] = MASKED;
         }
     }
 }

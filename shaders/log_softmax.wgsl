@@ -1,11 +1,12 @@
-// Per row: log-sum-exp, entropy, and the log-probabilities of the row's targets. One workgroup per row.
-struct Params { rows: u32, vocab: u32 }
+// Per row: log-sum-exp, entropy, and the log-probabilities of the row's targets; the first row of logits is row `first` of
+// everything else. One workgroup per row.
+struct Params { rows: u32, vocab: u32, first: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab]
-@group(0) @binding(2) var<storage, read> starts: array<u32>;            // [rows + 1]
+@group(0) @binding(2) var<storage, read> starts: array<u32>;            // [first + rows + 1]
 @group(0) @binding(3) var<storage, read> targets: array<u32>;           // [K]
-@group(0) @binding(4) var<storage, read_write> lse: array<f32>;         // [rows]
-@group(0) @binding(5) var<storage, read_write> entropy: array<f32>;     // [rows]
+@group(0) @binding(4) var<storage, read_write> lse: array<f32>;         // [first + rows]
+@group(0) @binding(5) var<storage, read_write> entropy: array<f32>;     // [first + rows]
 @group(0) @binding(6) var<storage, read_write> logp: array<f32>;        // [K]
 
 //!include grid
@@ -54,11 +55,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let log_sum = log(sums[0].x);
     let row_lse = largest + log_sum;
     if lane == 0u {
-        lse[row] = row_lse;
-        entropy[row] = log_sum - sums[0].y / sums[0].x;
+        lse[p.first + row] = row_lse;
+        entropy[p.first + row] = log_sum - sums[0].y / sums[0].x;
     }
-    let end = starts[row + 1u];
-    for (var k = starts[row] + lane; k < end; k += LANES) {
+    let end = starts[p.first + row + 1u];
+    for (var k = starts[p.first + row] + lane; k < end; k += LANES) {
         let target_token = targets[k];
         var value = 0.0;
         if target_token < p.vocab {

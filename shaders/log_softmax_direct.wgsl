@@ -1,12 +1,12 @@
 // As log_softmax.wgsl, for SIMD on the host's processor: one invocation per row, so no barrier. The sums are those of
 // every fourth column.
-struct Params { rows: u32, vocab: u32 }
+struct Params { rows: u32, vocab: u32, first: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [rows, vocab]
-@group(0) @binding(2) var<storage, read> starts: array<u32>;            // [rows + 1]
+@group(0) @binding(2) var<storage, read> starts: array<u32>;            // [first + rows + 1]
 @group(0) @binding(3) var<storage, read> targets: array<u32>;           // [K]
-@group(0) @binding(4) var<storage, read_write> lse: array<f32>;         // [rows]
-@group(0) @binding(5) var<storage, read_write> entropy: array<f32>;     // [rows]
+@group(0) @binding(4) var<storage, read_write> lse: array<f32>;         // [first + rows]
+@group(0) @binding(5) var<storage, read_write> entropy: array<f32>;     // [first + rows]
 @group(0) @binding(6) var<storage, read_write> logp: array<f32>;        // [K]
 
 //!include grid
@@ -48,9 +48,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let log_sum = log(sum);
     let row_lse = largest + log_sum;
-    lse[row] = row_lse;
-    entropy[row] = log_sum - mean / sum;
-    for (var k = starts[row]; k < starts[row + 1u]; k++) {
+    lse[p.first + row] = row_lse;
+    entropy[p.first + row] = log_sum - mean / sum;
+    let end = starts[p.first + row + 1u];
+    for (var k = starts[p.first + row]; k < end; k++) {
         let target_token = targets[k];
         var value = 0.0;
         if target_token < p.vocab {

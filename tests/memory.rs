@@ -11,7 +11,6 @@ mod toy;
 #[path = "support/train.rs"]
 mod train;
 
-use anyhow::Result;
 use devices::{bare_gpu, cpu, gpu};
 use folder::in_folder;
 use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
@@ -100,7 +99,8 @@ fn a_run_that_does_not_fit_is_told_what_would() {
     assert!(error.is::<TooLarge>(), "{error:#}");
 }
 
-/// An embedding, and logits of the fewest rows, that are larger than what every adapter binds: on devices that bind more.
+/// An embedding, and logits of 64 rows, that are larger than what every adapter binds: where no more than that is asked for,
+/// and where it is.
 #[test]
 fn a_vocabulary_of_more_than_one_least_binding_works() {
     let (data, config) = (
@@ -120,11 +120,11 @@ fn a_vocabulary_of_more_than_one_least_binding_works() {
         targets: 64,
         slots: 0,
     };
-    let losses = |device: &DeviceRef| -> Result<Vec<f64>> {
+    let losses = |device: &DeviceRef| -> Vec<f64> {
         let precision = job::precision(&config);
-        let model = Model::initialised(device, &architecture, 32, precision, init)?;
-        let engine = Engine::new(model, capacity, Options::default())?;
-        let mut trainer = Trainer::new(&engine, 1)?;
+        let model = Model::initialised(device, &architecture, 32, precision, init).unwrap();
+        let engine = Engine::new(model, capacity, Options::default()).unwrap();
+        let mut trainer = Trainer::new(&engine, 1).unwrap();
         // The last tokens there are.
         let pack = |window: &Window, forest: &mut Forest, targets: &mut Targets| {
             let items = &data.train[window.sequence as usize];
@@ -134,40 +134,21 @@ fn a_vocabulary_of_more_than_one_least_binding_works() {
         };
         let document = documents(&data)[0];
         let step = |_| {
-            Ok(trainer
-                .step(&engine, &[document], pack, &update(0.01))?
-                .loss)
+            let stepped = trainer.step(&engine, &[document], pack, &update(0.01));
+            stepped.unwrap().loss
         };
         (0..3).map(step).collect()
     };
-    let want = losses(&cpu()).unwrap();
+    let want = losses(&cpu());
     assert!((want[0] - (vocab as f64).ln()).abs() < 0.1, "{want:?}");
     assert!(want[2] < want[1] && want[1] < want[0] - 0.1, "{want:?}");
-    let gpu = gpu(GpuOptions::default());
-    match gpu.max_buffer_words() < vocab * architecture.hidden {
-        true => {
-            let error = losses(&gpu).unwrap_err();
-            assert!(error.is::<TooLarge>(), "{error:#}");
-            let most = gpu.max_buffer_words() >> 18;
-            assert!(
-                error
-                    .to_string()
-                    .contains(&format!("more than the {most} MiB")),
-                "{error:#}"
-            );
-        }
-        false => {
-            for (want, got) in want.iter().zip(losses(&gpu).unwrap()) {
-                assert!((want - got).abs() < 1e-3 * want, "{want} {got}");
-            }
+    let bare = bare_gpu();
+    assert_eq!(bare.max_buffer_words(), MAX_BUFFER_WORDS);
+    for gpu in [bare, gpu(GpuOptions::default())] {
+        for (want, got) in want.iter().zip(losses(&gpu)) {
+            assert!((want - got).abs() < 1e-3 * want, "{want} {got}");
         }
     }
-    // Where no larger binding was asked for there is none.
-    let error = losses(&bare_gpu()).unwrap_err();
-    assert!(
-        error.to_string().contains("more than the 128 MiB"),
-        "{error:#}"
-    );
 }
 
 /// Documents of a step.

@@ -180,7 +180,7 @@ fn small_model(family: Family, tied: bool, folder: &Path) -> PlainModel {
             tied,
         },
         tensors: tensors
-            .map(|(name, _, values)| (name.to_string(), wide(values)))
+            .map(|(name, _, values)| (name.to_string(), wide(&values)))
             .collect(),
     }
 }

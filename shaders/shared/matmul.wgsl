@@ -1,6 +1,6 @@
 // What every form of the matrix product has in common: C[m,n] = start + op(A, B), start: zero, C itself, bias[n] in
 // every row, or a matrix in the place of the bias. NT (TRANSPOSE_B): A[m,k] B[n,k]; NN: A[m,k] B[k,n]; TN (TRANSPOSE_A): A[k,m] B[k,n].
-struct Params { m: u32, n: u32, k: u32, start: u32 }
+struct Params { m: u32, n: u32, k: u32, start: u32, first: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 
 override TRANSPOSE_A: bool = false;

@@ -69,15 +69,17 @@ struct SelfTest {
     passed: bool,
     error: Option<String>,
     #[serde(flatten)]
-    times: Option<Times>,
+    measured: Option<Measured>,
 }
 
 #[derive(Serialize)]
-struct Times {
+struct Measured {
     /// Until the device is ready.
     open_ms: f64,
     /// Upload, one small launch, and its result back on the host; the median of some.
     round_trip_us: f64,
+    /// Iterations after which its shaders' loops end, where there is such a limit.
+    longest_loop: Option<u32>,
 }
 
 /// Lists and tests.
@@ -159,12 +161,14 @@ fn write_listing(out: &mut impl Write, report: &Report) -> Result<()> {
 fn write_test(out: &mut impl Write, test: &SelfTest) -> Result<()> {
     let verdict = if test.passed { "PASS" } else { "FAIL" };
     let index = test.adapter.map_or("cpu".into(), |i| i.to_string());
-    let detail = match (&test.error, &test.times) {
+    let detail = match (&test.error, &test.measured) {
         (Some(error), _) => error.lines().map(str::trim).collect::<Vec<_>>().join(" "),
-        (None, Some(times)) => format!(
-            "opened in {:.0} ms, round trip {:.0} us",
-            times.open_ms, times.round_trip_us
-        ),
+        (None, Some(measured)) => {
+            let [open, trip] = [measured.open_ms, measured.round_trip_us];
+            let ends = |most| format!(", its driver ends loops after {most} iterations");
+            let loops = measured.longest_loop.map(ends).unwrap_or_default();
+            format!("opened in {open:.0} ms, round trip {trip:.0} us{loops}")
+        }
         (None, None) => String::new(),
     };
     match test.adapter {
@@ -183,13 +187,13 @@ fn self_test(adapter: Option<usize>, found: &[wgpu::Adapter]) -> SelfTest {
             let open = || -> Result<DeviceRef> {
                 Ok(Arc::new(Gpu::open(&adapter, GpuOptions::default())?))
             };
-            let times = measure(open)?;
+            let measured = measure(open)?;
             compare(open()?)?;
-            Ok(times)
+            Ok(measured)
         }),
     };
-    let (error, times) = match outcome {
-        Ok(times) => (None, Some(times)),
+    let (error, measured) = match outcome {
+        Ok(measured) => (None, Some(measured)),
         Err(error) => (Some(format!("{error:#}")), None),
     };
     SelfTest {
@@ -197,19 +201,20 @@ fn self_test(adapter: Option<usize>, found: &[wgpu::Adapter]) -> SelfTest {
         name,
         passed: error.is_none(),
         error,
-        times,
+        measured,
     }
 }
 
 /// Opens the device, asks it something whose answer is known, and times it.
-fn measure(open: impl Fn() -> Result<DeviceRef>) -> Result<Times> {
+fn measure(open: impl Fn() -> Result<DeviceRef>) -> Result<Measured> {
     let start = Instant::now();
     let device = open()?;
     let open_ms = 1e3 * start.elapsed().as_secs_f64();
     check_product(&device)?;
-    Ok(Times {
+    Ok(Measured {
         open_ms,
         round_trip_us: round_trip_us(&device)?,
+        longest_loop: Some(device.longest_loop()).filter(|&most| most < u32::MAX),
     })
 }
 

@@ -4,18 +4,19 @@ use super::{
     Candidate, Capacity, DecodeConfig, DecodeModel, Decoded, Method, Plan, Prefill, Prompt,
     PromptBuffers, TrieBuffers,
 };
-use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, Size, Slice, Stream, Word};
+use crate::device::{Buffer, DeviceRef, Size, Slice, Stream, Word, admit_loop};
 use crate::forest::{Forest, ForestSize, PromptAttention, Row, Span};
 use crate::kernels::candidates::{self, SUMMARY, candidates, picked_words};
 use crate::kernels::compact::compact;
 use crate::kernels::expand::{self, Expand, expand};
 use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
 use crate::kernels::ved_select;
+use crate::model::backbone::{logit_rows, most_logits};
 use crate::rng;
 use anyhow::{Result, ensure};
 use std::sync::Arc;
 
-/// Logits are computed for at most so many words at a time (64 MiB), or for [`ALIGN_WORDS`] rows if that is more.
+/// Logits are computed for so many words at a time at most (64 MiB).
 const LOGIT_WORDS: usize = 1 << 24;
 
 /// Search state and scratch of one decode method on one device.
@@ -26,6 +27,8 @@ pub struct Decoder {
     pub(super) plan: Plan,
     pub(super) buffers: Buffers,
     capacity: Capacity,
+    /// Rows whose logits are computed at a time.
+    chunk: usize,
     /// The prompts of the decode last recorded: their number, and what they fill.
     prompts: usize,
     size: ForestSize,
@@ -93,6 +96,8 @@ impl Decoder {
         let plan = Plan::new(&config.method, trie.level_sizes())?;
         let prompts = capacity.prompts;
         let (levels, goal) = (trie.levels(), plan.goal);
+        let what = format!("decoding over {} codes of a prefix", trie.fanout());
+        admit_loop(device, longest_loop(&trie, &plan, &config), &what)?;
         let rows = prompts * plan.rows();
         let nodes = prompts * plan.nodes;
         let slots = capacity.rows() + nodes;
@@ -108,6 +113,7 @@ impl Decoder {
             * trie
                 .fanout()
                 .min(plan.widths.iter().copied().max().unwrap_or(1));
+        let chunk = logit_rows(LOGIT_WORDS.min(most_logits(device)), vocab, hidden);
         let buffers = Buffers {
             tree: new("search tree", (prompts + nodes) * RECORD)?,
             stats: new("search stats", nodes * STATS)?,
@@ -119,7 +125,7 @@ impl Decoder {
             value: new("decoder values", rows)?,
             end_hidden: new("prompt end states", prompts * hidden)?,
             end_value: new("prompt end values", prompts)?,
-            logits: new("decoder logits", rows.min(chunk_rows(vocab)).max(1) * vocab)?,
+            logits: new("decoder logits", rows.min(chunk).max(1) * vocab)?,
             child_logp: new("child log-probs", logp_rows.max(prompts) * trie.fanout())?,
             top_edge: new("best children", tops)?,
             top_logp: new("best children's log-probs", tops)?,
@@ -134,6 +140,7 @@ impl Decoder {
             plan,
             buffers,
             capacity,
+            chunk,
             prompts: 0,
             size: ForestSize::default(),
             forest: Forest::new(),
@@ -356,28 +363,26 @@ impl Decoder {
         let chunk = if batch.leaves {
             batch.rows.max
         } else {
-            chunk_rows(vocab)
+            self.chunk
         };
         for from in (0..batch.rows.max).step_by(chunk) {
             let counted = batch.rows.part(from, chunk);
-            let rows = counted.max;
             let logits = on.logits.all();
             if !batch.leaves {
                 model.logits(s, batch.hidden.skip(from * width), counted, logits);
             }
-            let part = |buffer: &Buffer, width: usize| buffer.all().skip(from * width);
             let slices = Expand {
                 logits,
-                value: keep.then(|| batch.value.skip(from)),
-                entry: part(&on.entry, 2),
+                value: keep.then_some(batch.value),
+                entry: on.entry.all(),
                 trie: self.trie.words(),
-                child_logp: part(&on.child_logp, if keep { 0 } else { fanout }),
+                child_logp: on.child_logp.all(),
                 stats: on.stats.all(),
-                top_edge: part(&on.top_edge, top),
-                top_logp: part(&on.top_logp, top),
+                top_edge: on.top_edge.all(),
+                top_logp: on.top_logp.all(),
             };
             let params = expand::Params {
-                rows: rows as u32,
+                rows: counted.max as u32,
                 vocab: vocab as u32,
                 fanout: fanout as u32,
                 tokens_at: self.trie.tokens_at(),
@@ -386,6 +391,7 @@ impl Decoder {
                 renormalise: self.config.renormalise as u32,
                 valued: 0,
                 lambda,
+                first: from as u32,
             };
             expand(s, slices, params, counted);
         }
@@ -447,7 +453,15 @@ impl Decoded {
     }
 }
 
-/// Rows whose logits fit [`LOGIT_WORDS`]; a multiple of [`ALIGN_WORDS`], so that every part of a buffer is aligned.
-fn chunk_rows(vocab: usize) -> usize {
-    (LOGIT_WORDS / vocab / ALIGN_WORDS).max(1) * ALIGN_WORDS
+/// Iterations of an invocation's loops in the kernels that order children and candidates, at most.
+fn longest_loop(trie: &TrieBuffers, plan: &Plan, config: &DecodeConfig) -> u64 {
+    let [fanout, last] = [trie.fanout(), trie.last_fanout()].map(|n| n as u64);
+    // Each lane of 64 counts, for its children, those before them.
+    let expand = fanout.div_ceil(64) * (fanout + 2);
+    // For each candidate, all nodes and the leaves below them; beams are ordered as they are.
+    let candidates = match config.method {
+        Method::Ved(_) => (plan.goal * plan.nodes) as u64 * (1 + last),
+        _ => 0,
+    };
+    expand.max(candidates)
 }

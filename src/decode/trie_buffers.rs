@@ -9,6 +9,7 @@ pub struct TrieBuffers {
     tokens_at: u32,
     first_leaf: u32,
     fanout: usize,
+    last_fanout: usize,
     level_sizes: Vec<usize>,
 }
 
@@ -26,7 +27,9 @@ impl TrieBuffers {
         first_leaf: u32,
     ) -> Result<Self> {
         let words = Buffer::with_u32(device, "trie", &[child_begin, child_token].concat())?;
-        let fanouts = child_begin.windows(2).map(|pair| pair[1] - pair[0]);
+        let fanouts = child_begin
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0]) as usize);
         // A level's children are the next level.
         let mut level_sizes = vec![1];
         let mut level = [0, 1];
@@ -34,11 +37,13 @@ impl TrieBuffers {
             level = level.map(|node| child_begin[node as usize] + 1);
             level_sizes.push((level[1] - level[0]) as usize);
         }
+        let parents = first_leaf as usize - level_sizes.iter().rev().nth(1).unwrap_or(&0);
         Ok(TrieBuffers {
             words,
             tokens_at: child_begin.len() as u32,
             first_leaf,
-            fanout: fanouts.max().unwrap_or(0) as usize,
+            fanout: fanouts.clone().max().unwrap_or(0),
+            last_fanout: fanouts.skip(parents).max().unwrap_or(0),
             level_sizes,
         })
     }
@@ -61,6 +66,11 @@ impl TrieBuffers {
     /// The largest number of children of any node.
     pub fn fanout(&self) -> usize {
         self.fanout
+    }
+
+    /// The largest number of children of any parent of leaves.
+    pub fn last_fanout(&self) -> usize {
+        self.last_fanout
     }
 
     /// L: the number of tokens of an SID.

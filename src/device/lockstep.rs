@@ -147,6 +147,10 @@ impl Device for Lockstep {
         self.subject.max_buffer_words()
     }
 
+    fn longest_loop(&self) -> u32 {
+        self.subject.longest_loop()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         let id = self.reference.allocate(label, words)?;
         let other = self.subject.allocate(label, words)?;

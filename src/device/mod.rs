@@ -21,7 +21,7 @@ pub mod timing;
 pub mod trial;
 pub mod tuning;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,7 +40,8 @@ pub use tuning::Choices;
 pub const ALIGN_WORDS: usize = 64;
 
 /// The largest binding wgpu guarantees (128 MiB), in words. What can be cut up is, so that no buffer is larger; a single
-/// tensor that is needs a device with larger bindings ([`Device::max_buffer_words`]).
+/// tensor that is, other than a table of the vocabulary, needs a device with larger bindings
+/// ([`Device::max_buffer_words`]).
 pub const MAX_BUFFER_WORDS: usize = 128 * 1024 * 1024 / 4;
 
 /// The largest buffer of any device: its elements are counted in u32, as f16 too.
@@ -118,9 +119,15 @@ impl std::ops::Sub for Counters {
 pub trait Device: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
-    /// The largest buffer it can bind whole, at least [`MAX_BUFFER_WORDS`].
+    /// The largest buffer it can bind whole, at least [`MAX_BUFFER_WORDS`] unless a test asks for less.
     fn max_buffer_words(&self) -> usize {
         LARGEST_BUFFER_WORDS
+    }
+
+    /// Iterations after which all loops of an invocation end, whatever their conditions say: no limit but with an old
+    /// software driver (`gpu/loops.rs`).
+    fn longest_loop(&self) -> u32 {
+        u32::MAX
     }
 
     /// A zeroed buffer of `words` words (1 ..= [`Device::max_buffer_words`]); its number.
@@ -222,6 +229,19 @@ impl Reading {
 
 /// A shared device.
 pub type DeviceRef = Arc<dyn Device>;
+
+/// Whether `what` may take so many iterations of an invocation's loops. Errors: where they would end early, and give wrong
+/// numbers.
+pub fn admit_loop(device: &DeviceRef, iterations: u64, what: &str) -> Result<()> {
+    let most = device.longest_loop();
+    ensure!(
+        iterations <= most as u64,
+        "{}: its driver ends the loops of a shader after {most} iterations, and {what} may take {iterations}: update the \
+         driver (Mesa 22 ends them, Mesa 25 does not), or use --device cpu",
+        device.info()
+    );
+    Ok(())
+}
 
 /// A buffer for which there is no memory.
 fn out_of_memory(device: &str, label: &str, words: usize) -> anyhow::Error {

@@ -37,6 +37,10 @@ impl Device for Recorder {
         self.device.max_buffer_words()
     }
 
+    fn longest_loop(&self) -> u32 {
+        self.device.longest_loop()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         self.device.allocate(label, words)
     }

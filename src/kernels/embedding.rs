@@ -23,13 +23,35 @@ use anyhow::Result;
 /// Words of a row record; the token is the first.
 const RECORD: usize = crate::forest::Row::WORDS;
 
-params! {
-    Params { tokens: u32, width: u32 }
+/// Consecutive rows of a table with a row per token, in one binding: all of them, or as many as one holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Shard {
+    /// The token of the first row.
+    pub first: usize,
+    /// [tokens held, width]
+    pub rows: Slice,
+}
+
+impl Shard {
+    /// A table that is in one binding.
+    pub fn whole(rows: Slice) -> Shard {
+        Shard { first: 0, rows }
+    }
+
+    /// Its first token, and how many it holds.
+    pub(super) fn tokens(&self, width: usize) -> [u32; 2] {
+        [self.first as u32, self.rows.len / width as u32]
+    }
 }
 
 params! {
-    /// `weighted`: 1 or 0.
-    BackwardParams { count: u32, width: u32, stride: u32, vocab: u32, weighted: u32 }
+    /// The table holds the tokens `first ..` `first + held`.
+    Params { tokens: u32, width: u32, first: u32, held: u32 }
+}
+
+params! {
+    /// `weighted`: 1 or 0. The table holds the tokens `first ..` `first + held`.
+    BackwardParams { count: u32, width: u32, stride: u32, first: u32, held: u32, weighted: u32 }
 }
 
 /// Rows of a multiple of 4.
@@ -66,22 +88,25 @@ pub static EMBEDDING_BACKWARD: Kernel = Kernel {
     cost: backward_cost,
 };
 
-/// `out[tokens, width]` from `table` `[vocabulary, width]` and the `rows` of the pass.
+/// The rows of `out[tokens, width]` whose tokens, those of the pass's `rows`, are in the shard.
 pub fn forward(
     s: &mut Stream,
-    table: Slice,
+    table: Shard,
     rows: Slice,
     out: Slice,
     tokens: impl Into<Size>,
     width: usize,
 ) {
     let tokens = tokens.into();
+    let [first, held] = table.tokens(width);
     let params = Params {
         tokens: tokens.max as u32,
         width: width as u32,
+        first,
+        held,
     };
     let grid = Grid::cover(tokens.max * width, 256);
-    s.push(&EMBEDDING, &params, &[table, rows, out], grid)
+    s.push(&EMBEDDING, &params, &[table.rows, rows, out], grid)
         .size("tokens", tokens);
 }
 
@@ -93,27 +118,29 @@ pub struct Weighted {
 }
 
 /// `d_table[token, :] += sum of d_out[t, :]` over the entries t of the list that hold the token, or, `weighted`, of
-/// `weights[t] d_out[rows[t], :]`; `order` [n] is what [`super::token_order`] made of the list.
+/// `weights[t] d_out[rows[t], :]`, for the tokens of the shard; `order` [n] is what [`super::token_order`] made of the list.
 pub fn backward(
     s: &mut Stream,
     d_out: Slice,
     weighted: Option<Weighted>,
     tokens: Tokens,
     order: Slice,
-    d_table: Slice,
+    d_table: Shard,
     width: usize,
 ) {
     let count = tokens.count;
+    let [first, held] = d_table.tokens(width);
     let params = BackwardParams {
         count: count.max as u32,
         width: width as u32,
         stride: tokens.stride as u32,
-        vocab: d_table.len / width as u32,
+        first,
+        held,
         weighted: weighted.is_some() as u32,
     };
     // Without weights, what is bound in their place is not read.
     let (rows, weights) = weighted.map_or((order, d_out), |w| (w.rows, w.weights));
-    let slices = [d_out, tokens.words, order, rows, weights, d_table];
+    let slices = [d_out, tokens.words, order, rows, weights, d_table.rows];
     let grid = Grid::cover(count.max * width, 256);
     s.push(&EMBEDDING_BACKWARD, &params, &slices, grid)
         .size("count", count);
@@ -130,23 +157,26 @@ fn forward_cost(launch: &Launch) -> Cost {
 
 fn backward_cost(launch: &Launch) -> Cost {
     let p: BackwardParams = launch.read_params();
-    let [count, width, vocab, weighted] = [p.count, p.width, p.vocab, p.weighted].map(u64::from);
+    let [count, width, held, weighted] = [p.count, p.width, p.held, p.weighted].map(u64::from);
     Cost {
         operations: (1 + weighted) * count * width,
-        bytes: 4 * ((count + 2 * count.min(vocab)) * width + 2 * (1 + weighted) * count),
+        bytes: 4 * ((count + 2 * count.min(held)) * width + 2 * (1 + weighted) * count),
     }
 }
 
 fn forward_twin(args: &Args) {
     let p: Params = args.params();
     let (tokens, width) = (p.tokens as usize, p.width as usize);
-    let table = args.f32(0);
+    let (table, held) = (args.f32(0), p.held);
     let parts = (
         chunks_mut(&mut args.f32_mut(2)[..tokens * width], width),
         chunks(args.u32(1), RECORD),
     );
     each(parts, (16 * 1024usize).div_ceil(width), |_, (out, row)| {
-        out.copy_from_slice(&table[row[0] as usize * width..][..width]);
+        let token = row[0].wrapping_sub(p.first);
+        if token < held {
+            out.copy_from_slice(&table[token as usize * width..][..width]);
+        }
     });
 }
 
@@ -158,8 +188,8 @@ fn backward_twin(args: &Args) {
     let (rows, weights, d_table) = (args.u32(3), args.f32(4), args.f32_mut(5));
     for &entry in &order[..p.count as usize] {
         let entry = entry as usize;
-        let token = tokens[entry * p.stride as usize];
-        if token >= p.vocab {
+        let token = tokens[entry * p.stride as usize].wrapping_sub(p.first);
+        if token >= p.held {
             continue;
         }
         let (row, weight) = match weighted {
@@ -168,6 +198,28 @@ fn backward_twin(args: &Args) {
         };
         let grad = &mut d_table[token as usize * width..][..width];
         axpy(grad, weight, &d_out[row * width..][..width]);
+    }
+}
+
+/// A random table, in so many shards: the first token and the rows of each.
+fn table(
+    h: &mut Harness,
+    name: &'static str,
+    (vocabulary, width): (usize, usize),
+    shards: usize,
+) -> Vec<(usize, TestBuffer)> {
+    let each = vocabulary.div_ceil(shards);
+    let shard = |first: usize| {
+        let rows = each.min(vocabulary - first);
+        (first, h.random(name, rows * width))
+    };
+    (0..vocabulary).step_by(each).map(shard).collect()
+}
+
+fn shard((first, rows): &(usize, TestBuffer)) -> Shard {
+    Shard {
+        first: *first,
+        rows: rows.slice(),
     }
 }
 
@@ -213,27 +265,35 @@ fn weighted_targets(
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    for (vocabulary, tokens, width) in SHAPES {
+    for ((vocabulary, tokens, width), shards) in SHAPES.iter().flat_map(|&s| [(s, 1), (s, 3)]) {
         let (rows, order) = sorted_rows(h, vocabulary, tokens);
-        let table = h.random("table", vocabulary * width);
+        let values = table(h, "table", (vocabulary, width), shards);
         let out = h.random("out", tokens * width);
-        let d_table = h.random("d_table", vocabulary * width);
-        let [t, r, o] = [&table, &rows, &out].map(|b| b.slice());
-        forward(h.stream(), t, r, o, tokens, width);
-        let (order, d_t) = (order.slice(), d_table.slice());
-        let rows = Tokens::of_rows(r, tokens);
-        backward(h.stream(), o, None, rows, order, d_t, width);
+        let grads = table(h, "d_table", (vocabulary, width), shards);
+        let [r, o] = [&rows, &out].map(|b| b.slice());
+        for values in &values {
+            forward(h.stream(), shard(values), r, o, tokens, width);
+        }
+        let list = Tokens::of_rows(r, tokens);
+        for grad in &grads {
+            backward(h.stream(), o, None, list, order.slice(), shard(grad), width);
+        }
         h.run()?;
         h.read_u32(&out)?;
-        h.read_u32(&d_table)?;
 
         let (targets, order, weighted) = weighted_targets(h, vocabulary, tokens);
         let [rows, weights] = [&weighted.0, &weighted.1].map(|b| b.slice());
         let weighted = Some(Weighted { rows, weights });
-        let targets = Tokens::plain(targets.slice(), tokens);
-        backward(h.stream(), o, weighted, targets, order.slice(), d_t, width);
+        let list = Tokens::plain(targets.slice(), tokens);
+        for grad in &grads {
+            h.read_u32(&grad.1)?;
+            let d_table = shard(grad);
+            backward(h.stream(), o, weighted, list, order.slice(), d_table, width);
+        }
         h.run()?;
-        h.read_u32(&d_table)?;
+        for grad in &grads {
+            h.read_u32(&grad.1)?;
+        }
     }
     Ok(())
 }
@@ -248,24 +308,41 @@ mod tests {
         devices::lockstep(cases);
     }
 
+    /// The values of a table, one shard after the other.
+    fn whole(table: &[(usize, TestBuffer)]) -> Vec<f64> {
+        table.iter().flat_map(|(_, rows)| rows.f64()).collect()
+    }
+
+    /// Compares the shards of a table with what they should hold.
+    fn expect(h: &mut Harness, table: &[(usize, TestBuffer)], want: &[f64], within: f64) {
+        let mut at = 0;
+        for (_, rows) in table {
+            h.expect(rows, &want[at..at + rows.words.len()], within);
+            at += rows.words.len();
+        }
+    }
+
     #[test]
     fn looks_up_rows_and_adds_their_gradients() {
         devices::each(|h| {
-            for (vocabulary, tokens, width) in SHAPES {
+            for ((vocabulary, tokens, width), shards) in
+                SHAPES.iter().flat_map(|&s| [(s, 1), (s, 2), (s, 4)])
+            {
                 let (rows, order) = sorted_rows(h, vocabulary, tokens);
-                let table = h.random("table", vocabulary * width);
+                let values = table(h, "table", (vocabulary, width), shards);
                 let out = h.random("out", tokens * width);
                 let d_out = h.random("d_out", tokens * width);
-                let d_table = h.random("d_table", vocabulary * width);
-                let (t, r) = (table.slice(), rows.slice());
-                forward(h.stream(), t, r, out.slice(), tokens, width);
-                let (d_o, o, d_t) = (d_out.slice(), order.slice(), d_table.slice());
+                let grads = table(h, "d_table", (vocabulary, width), shards);
+                let (d_o, o, r) = (d_out.slice(), order.slice(), rows.slice());
                 let list = Tokens::of_rows(r, tokens);
-                backward(h.stream(), d_o, None, list, o, d_t, width);
+                for (values, grad) in values.iter().zip(&grads) {
+                    forward(h.stream(), shard(values), r, out.slice(), tokens, width);
+                    backward(h.stream(), d_o, None, list, o, shard(grad), width);
+                }
                 h.run().unwrap();
                 // The gradient by definition, position by position.
-                let (table, d_out) = (table.f64(), d_out.f64());
-                let (mut want, mut grad) = (Vec::new(), d_table.f64());
+                let (table, d_out) = (whole(&values), d_out.f64());
+                let (mut want, mut grad) = (Vec::new(), whole(&grads));
                 for (t, record) in rows.words.chunks(RECORD).enumerate() {
                     let row = record[0] as usize * width;
                     want.extend_from_slice(&table[row..row + width]);
@@ -274,7 +351,7 @@ mod tests {
                     }
                 }
                 h.expect(&out, &want, 0.0);
-                h.expect(&d_table, &grad, 2e-6);
+                expect(h, &grads, &grad, 2e-6);
             }
         });
     }
@@ -282,19 +359,23 @@ mod tests {
     #[test]
     fn adds_weighted_rows_of_targets() {
         devices::each(|h| {
-            for (vocabulary, count, width) in SHAPES {
+            for ((vocabulary, count, width), shards) in
+                SHAPES.iter().flat_map(|&s| [(s, 1), (s, 3)])
+            {
                 let (targets, order, (rows, weights)) = weighted_targets(h, vocabulary, count);
                 let d_out = h.random("d_out", count * width);
-                let d_table = h.random("d_table", vocabulary * width);
-                let (d_o, o, d_t) = (d_out.slice(), order.slice(), d_table.slice());
+                let grads = table(h, "d_table", (vocabulary, width), shards);
+                let (d_o, o) = (d_out.slice(), order.slice());
                 let weighted = Some(Weighted {
                     rows: rows.slice(),
                     weights: weights.slice(),
                 });
                 let list = Tokens::plain(targets.slice(), count);
-                backward(h.stream(), d_o, weighted, list, o, d_t, width);
+                for grad in &grads {
+                    backward(h.stream(), d_o, weighted, list, o, shard(grad), width);
+                }
                 h.run().unwrap();
-                let (d_out, weights, mut grad) = (d_out.f64(), weights.f64(), d_table.f64());
+                let (d_out, weights, mut grad) = (d_out.f64(), weights.f64(), whole(&grads));
                 for (k, &token) in targets.words.iter().enumerate() {
                     if token != NONE {
                         for j in 0..width {
@@ -303,7 +384,7 @@ mod tests {
                         }
                     }
                 }
-                h.expect(&d_table, &grad, 2e-6);
+                expect(h, &grads, &grad, 2e-6);
             }
         });
     }

@@ -24,10 +24,11 @@ use anyhow::Result;
 use std::cell::RefCell;
 
 params! {
-    /// `keep`: row of `child_logp` is the entry's node, else the entry's row. `valued`: rows of `value` (0: V = 0).
+    /// `keep`: row of `child_logp` is the entry's node, else the entry's row. `valued`: rows of `value` (0: V = 0). `first`: the
+    /// row of everything else that the first row of logits belongs to.
     Params {
         rows: u32, vocab: u32, fanout: u32, tokens_at: u32, top: u32, keep: u32, renormalise: u32, valued: u32,
-        lambda: f32,
+        lambda: f32, first: u32,
     }
 }
 
@@ -61,7 +62,7 @@ pub struct Expand {
     pub top_logp: Slice,
 }
 
-/// Scores the children of the first `rows` entries; `p.rows` and `p.valued` follow.
+/// Scores the children of `rows` entries, from `p.first` on; `p.rows` and `p.valued` follow.
 pub fn expand(s: &mut Stream, on: Expand, p: Params, rows: impl Into<Size>) {
     let rows = rows.into();
     let p = Params {
@@ -105,11 +106,11 @@ thread_local! {
 fn twin(args: &Args) {
     let p: Params = args.params();
     let (rows, vocab, top) = (p.rows as usize, p.vocab as usize, p.top as usize);
-    let (logits, value) = (args.f32(0), args.f32(1));
-    let entry = &args.u32(2)[..2 * rows];
+    let (logits, value, first) = (args.f32(0), args.f32(1), p.first as usize);
+    let entry = &args.u32(2)[2 * first..][..2 * rows];
     let trie = Trie::new(args.u32(3), p.tokens_at);
     let place = |row: usize| (entry[2 * row] != NONE).then_some(entry[2 * row] as usize);
-    let line = |row: usize| place(row).map(|place| if p.keep != 0 { place } else { row });
+    let line = |row: usize| place(row).map(|place| if p.keep != 0 { place } else { first + row });
     // SAFETY: the entries do not change meanwhile.
     let (child_logp, stats) = unsafe {
         (
@@ -121,8 +122,8 @@ fn twin(args: &Args) {
         chunks(entry, 2),
         child_logp.expect("nodes of entries rise"),
         stats.expect("nodes of entries rise"),
-        chunks_mut(&mut args.u32_mut(6)[..rows * top], top),
-        chunks_mut(&mut args.f32_mut(7)[..rows * top], top),
+        chunks_mut(&mut args.u32_mut(6)[first * top..][..rows * top], top),
+        chunks_mut(&mut args.f32_mut(7)[first * top..][..rows * top], top),
     );
     let per_task = (16_384 / vocab.max(1)).max(1);
     each(
@@ -136,7 +137,7 @@ fn twin(args: &Args) {
             }
             let edges = trie.edges(entry[1]);
             let v = if p.valued > 0 {
-                finite(value[row])
+                finite(value[first + row])
             } else {
                 0.0
             };
@@ -209,7 +210,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             let values: Vec<f32> = (0..rows * vocab)
                 .map(|i| if i % 3 == 0 { 0.5 } else { h.draws().normal() })
                 .collect();
-            let logits = h.f32("logits", &values);
+            // Of the last rows alone, or of all.
+            let first = if keep == 0 { rows / 2 } else { 0 };
+            let logits = h.f32("logits", &values[first * vocab..]);
             let value = h.random("value", rows);
             let entries: Vec<u32> = (0..rows as u32)
                 .flat_map(|r| match rows as u32 - r {
@@ -243,8 +246,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 renormalise,
                 valued: 0,
                 lambda: 0.1,
+                first: first as u32,
             };
-            expand(h.stream(), on, p, p.rows as usize);
+            expand(h.stream(), on, p, rows - first);
             h.run()?;
             for buffer in [&child_logp, &stats, &top_edge, &top_logp] {
                 h.read_u32(buffer)?;
@@ -303,6 +307,7 @@ mod tests {
                 renormalise,
                 valued,
                 lambda,
+                first: 0,
             },
             1,
         );

@@ -21,7 +21,8 @@ use crate::{bindings, params};
 use anyhow::Result;
 
 params! {
-    Params { rows: u32, vocab: u32 }
+    /// `first`: the row of everything else that the first row of logits belongs to.
+    Params { rows: u32, vocab: u32, first: u32 }
 }
 
 /// A vocabulary that is a multiple of 4.
@@ -45,9 +46,10 @@ pub static LOG_SOFTMAX: Kernel = Kernel {
             fours,
             |w| Grid(w[0]),
         ),
+        // One invocation for a row of more is slow, and too long for some drivers' loops (device/gpu/loops.rs).
         Form::direct(
             include_str!("../../shaders/log_softmax_direct.wgsl"),
-            |_| true,
+            |w| w[1] <= 1 << 16,
             |w| Grid(w[0].div_ceil(32)),
         ),
     ],
@@ -64,24 +66,36 @@ pub static LOG_SOFTMAX: Kernel = Kernel {
     cost,
 };
 
-/// `lse` [N], `entropy` [N] and `logp` [K] from `logits` [N, V]; `starts` [N + 1] delimits each row's `targets` [K].
+/// What [`forward`] reads and writes beside the logits, for R rows with K targets.
+#[derive(Clone, Copy)]
+pub struct Scored {
+    /// [R + 1] delimits each row's targets.
+    pub starts: Slice,
+    /// [K]
+    pub targets: Slice,
+    /// [R]
+    pub lse: Slice,
+    /// [R]
+    pub entropy: Slice,
+    /// [K]
+    pub logp: Slice,
+}
+
+/// `lse`, `entropy` and `logp` of `rows` rows, from row `first` on; `logits` [rows, V] are of those only.
 pub fn forward(
     stream: &mut Stream,
     logits: Slice,
-    starts: Slice,
-    targets: Slice,
-    lse: Slice,
-    entropy: Slice,
-    logp: Slice,
-    rows: impl Into<Size>,
+    on: Scored,
+    (first, rows): (usize, impl Into<Size>),
     vocab: usize,
 ) {
     let rows = rows.into();
     let params = Params {
         rows: rows.max as u32,
         vocab: vocab as u32,
+        first: first as u32,
     };
-    let slices = [logits, starts, targets, lse, entropy, logp];
+    let slices = [logits, on.starts, on.targets, on.lse, on.entropy, on.logp];
     stream
         .push(&LOG_SOFTMAX, &params, &slices, Grid(rows.max as u32))
         .size("rows", rows);
@@ -143,12 +157,13 @@ fn rows_per_task(vocab: usize) -> usize {
 
 fn twin(args: &Args) {
     let p: Params = args.params();
-    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
-    let (logits, starts, targets) = (args.f32(0), args.u32(1), args.u32(2));
-    let (lse, entropy, logp) = (args.f32_mut(3), args.f32_mut(4), args.f32_mut(5));
+    let (rows, vocab, first) = (p.rows as usize, p.vocab as usize, p.first as usize);
+    let (logits, starts, targets) = (args.f32(0), &args.u32(1)[first..], args.u32(2));
+    let lse = &mut args.f32_mut(3)[first..][..rows];
+    let (entropy, logp) = (&mut args.f32_mut(4)[first..][..rows], args.f32_mut(5));
     let parts = (
         chunks(&logits[..rows * vocab], vocab),
-        chunks_mut(&mut lse[..rows], 1),
+        chunks_mut(lse, 1),
         chunks_mut(entropy, 1),
     );
     each(parts, rows_per_task(vocab), |_, (x, lse, entropy)| {
@@ -182,6 +197,14 @@ pub(super) fn ragged_targets(h: &mut Harness, rows: usize, vocab: usize) -> (Vec
     (starts, targets)
 }
 
+/// First row and number of rows of what is computed at a time.
+fn halves(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let half = rows.div_ceil(2);
+    [(0, half), (half, rows - half)]
+        .into_iter()
+        .filter(|(_, rows)| *rows > 0)
+}
+
 pub fn cases(h: &mut Harness) -> Result<()> {
     for (rows, vocab) in [
         (1, 1),
@@ -192,24 +215,23 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (17, 257),
         (33, 1028),
     ] {
-        let logits = h.random_scaled("logits", rows * vocab, 3.0);
         let (starts, targets) = ragged_targets(h, rows, vocab);
         let count = targets.len();
         let (starts, targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
         let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
         let logp = h.random("logp", count);
-        forward(
-            h.stream(),
-            logits.slice(),
-            starts.slice(),
-            targets.slice(),
-            lse.slice(),
-            entropy.slice(),
-            logp.slice(),
-            rows,
-            vocab,
-        );
-        h.run()?;
+        let on = Scored {
+            starts: starts.slice(),
+            targets: targets.slice(),
+            lse: lse.slice(),
+            entropy: entropy.slice(),
+            logp: logp.slice(),
+        };
+        for (first, rows) in halves(rows) {
+            let logits = h.random_scaled("logits", rows * vocab, 3.0);
+            forward(h.stream(), logits.slice(), on, (first, rows), vocab);
+            h.run()?;
+        }
         for buffer in [&lse, &entropy, &logp] {
             h.read_f32(buffer)?;
         }
@@ -238,20 +260,26 @@ mod tests {
     fn values_match_f64() {
         devices::each(|h| {
             for (rows, vocab) in [(3, 5), (4, 31), (5, 12), (3, 67), (2, 1028)] {
-                let logits = h.random_scaled("logits", rows * vocab, 3.0);
                 let (starts, targets) = ragged_targets(h, rows, vocab);
                 let count = targets.len();
                 let (b_starts, b_targets) = (h.u32("starts", &starts), h.u32("targets", &targets));
                 let (lse, entropy) = (h.random("lse", rows), h.random("entropy", rows));
                 let logp = h.random("logp", count);
-                let (b_s, b_t) = (b_starts.slice(), b_targets.slice());
-                let s = h.stream();
-                let outputs = (lse.slice(), entropy.slice(), logp.slice());
-                let x = logits.slice();
-                forward(s, x, b_s, b_t, outputs.0, outputs.1, outputs.2, rows, vocab);
-                h.run().unwrap();
+                let on = Scored {
+                    starts: b_starts.slice(),
+                    targets: b_targets.slice(),
+                    lse: lse.slice(),
+                    entropy: entropy.slice(),
+                    logp: logp.slice(),
+                };
+                let mut x = Vec::new();
+                for (first, rows) in halves(rows) {
+                    let logits = h.random_scaled("logits", rows * vocab, 3.0);
+                    forward(h.stream(), logits.slice(), on, (first, rows), vocab);
+                    h.run().unwrap();
+                    x.extend(logits.f64());
+                }
 
-                let x = logits.f64();
                 let per_row: Vec<_> = x.chunks(vocab).map(row_f64).collect();
                 let want: Vec<f64> = per_row.iter().map(|r| r.0).collect();
                 h.expect(&lse, &want, 1e-6);
@@ -277,9 +305,14 @@ mod tests {
             let (starts, targets) = (h.u32("starts", &[0, 1]), h.u32("targets", &[2]));
             let (lse, entropy) = (h.f32("lse", &[0.0]), h.f32("entropy", &[0.0]));
             let logp = h.f32("logp", &[0.0]);
-            let (x, t) = (logits.slice(), (starts.slice(), targets.slice()));
-            let out = (lse.slice(), entropy.slice(), logp.slice());
-            forward(h.stream(), x, t.0, t.1, out.0, out.1, out.2, 1, 3);
+            let on = Scored {
+                starts: starts.slice(),
+                targets: targets.slice(),
+                lse: lse.slice(),
+                entropy: entropy.slice(),
+                logp: logp.slice(),
+            };
+            forward(h.stream(), logits.slice(), on, (0, 1), 3);
             h.run().unwrap();
             let (want, entropy_want) = row_f64(&logits.f64());
             h.expect(&lse, &[want], 1e-6);

@@ -48,9 +48,12 @@ impl From<Dims> for Dims<Size> {
     }
 }
 
+/// Iterations of an invocation's loops for each term of the sums, at most: of the tiled form.
+pub const ITERATIONS: u64 = 4;
+
 params! {
-    /// `start` is a [`Start`].
-    Params { m: u32, n: u32, k: u32, start: u32 }
+    /// `start` is a [`Start`]. `first`: the row of the log-sums that A's first row belongs to, where A is a softmax.
+    Params { m: u32, n: u32, k: u32, start: u32, first: u32 }
 }
 
 /// What the sums are added to.
@@ -153,19 +156,20 @@ fn push(s: &mut Stream, form: Form, slices: [Slice; 4], dims: Dims<Size>, start:
         Form::NN => &NN,
         Form::TN => &TN,
     };
-    let params = params_of(dims, start);
+    let params = params_of(dims, start, 0);
     let grid = grid(&[params.m, params.n], 8, 128);
     s.push(kernel, &params, &slices, grid)
         .size("m", dims.m)
         .size("k", dims.k);
 }
 
-pub(super) fn params_of(dims: Dims<Size>, start: Start) -> Params {
+pub(super) fn params_of(dims: Dims<Size>, start: Start, first: usize) -> Params {
     Params {
         m: dims.m.max as u32,
         n: dims.n as u32,
         k: dims.k.max as u32,
         start: start as u32,
+        first: first as u32,
     }
 }
 

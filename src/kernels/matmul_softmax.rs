@@ -46,12 +46,12 @@ pub static TN: Kernel = kernel("matmul_tn_softmax", Form::TN, &forms::TN_SOFTMAX
 });
 
 /// `C[m, n] = op(softmax(logits), B)`, added to what C holds if `accumulate`; `lse` are the logs of the sums of the
-/// logits' exponentials, by row. Shapes as in the module's table.
+/// logits' exponentials, by row: from row `first` on. Shapes as in the module's table.
 pub fn matmul_softmax(
     s: &mut Stream,
     form: Form,
     logits: Slice,
-    lse: Slice,
+    (lse, first): (Slice, usize),
     b: Slice,
     c: Slice,
     dims: impl Into<Dims<Size>>,
@@ -63,7 +63,7 @@ pub fn matmul_softmax(
         Form::NT => panic!("no product needs it"),
     };
     let dims: Dims<Size> = dims.into();
-    let params = params_of(dims, Start::of(accumulate));
+    let params = params_of(dims, Start::of(accumulate), first);
     // There is no bias, and what is bound in its place is not read.
     let slices = [logits, b, b, c, lse];
     s.push(
@@ -96,7 +96,8 @@ fn twin(form: Form, args: &Args) {
     }
     let (a, b, c, dims) = operands(args);
     let accumulate = p.start != Start::Zero as u32;
-    matmul_cpu::softmax_product(form, a, args.f32(4), b, c, dims, accumulate);
+    let lse = &args.f32(4)[p.first as usize..];
+    matmul_cpu::softmax_product(form, a, lse, b, c, dims, accumulate);
 }
 
 const fn dims(m: usize, n: usize, k: usize) -> Dims {
@@ -118,14 +119,20 @@ const SHAPES: [Dims; 11] = [
     dims(300, 68, 67),
 ];
 
-/// Logits whose largest are far from 0, and the logs of their rows' sums.
+/// Log-sums of rows before the first.
+const BEFORE: [f32; 3] = [7.0, -30.0, 0.5];
+
+/// Logits whose largest are far from 0, and the logs of their rows' sums, after [`BEFORE`].
 fn logits(h: &mut Harness, form: Form, Dims { m, k, .. }: Dims) -> (Vec<f32>, Vec<f32>) {
     let width = if form == Form::NN { k } else { m };
     let logits: Vec<f32> = (0..m * k)
         .map(|_| 40.0 + 3.0 * h.draws().normal())
         .collect();
     let lse = |row: &[f32]| row.iter().map(|&x| (x as f64).exp()).sum::<f64>().ln() as f32;
-    let lse = logits.chunks(width).map(lse).collect();
+    let lse = BEFORE
+        .into_iter()
+        .chain(logits.chunks(width).map(lse))
+        .collect();
     (logits, lse)
 }
 
@@ -138,7 +145,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             let (logits, lse) = (h.f32("logits", &logits), h.f32("lse", &lse));
             for accumulate in [false, true] {
                 let c = h.real("c", m * n);
-                let (x, l, b) = (logits.slice(), lse.slice(), b.slice());
+                let (x, l, b) = (logits.slice(), (lse.slice(), BEFORE.len()), b.slice());
                 matmul_softmax(h.stream(), form, x, l, b, c.slice(), dims, accumulate);
                 h.run()?;
                 h.read_u32(&c)?;
@@ -180,12 +187,18 @@ mod tests {
                     let (logits, lse) = logits(h, form, dims);
                     let (logits, lse) = (h.f32("logits", &logits), h.f32("lse", &lse));
                     let [fresh, grown] = [h.real("fresh", m * n), h.real("grown", m * n)];
-                    let (x, l, f) = (logits.slice(), lse.slice(), b.slice());
+                    let (x, l, f) = (logits.slice(), (lse.slice(), BEFORE.len()), b.slice());
                     let s = h.stream();
                     matmul_softmax(s, form, x, l, f, fresh.slice(), dims, false);
                     matmul_softmax(s, form, x, l, f, grown.slice(), dims, true);
                     h.run().unwrap();
-                    let want = product64(form, &logits.f64(), &lse.f64(), &b.f64(), dims);
+                    let want = product64(
+                        form,
+                        &logits.f64(),
+                        &lse.f64()[BEFORE.len()..],
+                        &b.f64(),
+                        dims,
+                    );
                     h.expect(&fresh, &want, 1e-5);
                     let sum: Vec<f64> = want.iter().zip(grown.f64()).map(|(x, y)| x + y).collect();
                     h.expect(&grown, &sum, 1e-5);

@@ -9,6 +9,7 @@ pub mod beam;
 pub mod candidates;
 pub mod centroids;
 pub mod column_sum;
+pub mod columns;
 pub mod compact;
 pub mod copy;
 pub mod dropout;
@@ -68,6 +69,7 @@ pub static ALL: &[&Kernel] = &[
     &candidates::CANDIDATES,
     &centroids::CENTROIDS,
     &column_sum::COLUMN_SUM,
+    &columns::COLUMNS,
     &compact::COMPACT,
     &copy::COPY,
     &dropout::DROPOUT,
@@ -144,6 +146,7 @@ pub static CASES: &[(&str, Cases)] = &[
     ("candidates", candidates::cases),
     ("centroids", centroids::cases),
     ("column_sum", column_sum::cases),
+    ("columns", columns::cases),
     ("compact", compact::cases),
     ("copy", copy::cases),
     ("dropout", dropout::cases),
@@ -230,7 +233,14 @@ mod tests {
     }
 
     /// Kernels that only move or set words.
-    const MOVERS: [&str; 5] = ["copy", "embedding", "fill", "gather_rows", "search_begin"];
+    const MOVERS: [&str; 6] = [
+        "columns",
+        "copy",
+        "embedding",
+        "fill",
+        "gather_rows",
+        "search_begin",
+    ];
 
     #[test]
     fn every_launch_has_a_floor() {

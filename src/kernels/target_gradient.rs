@@ -18,6 +18,7 @@
 
 use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
+use crate::kernels::embedding::Shard;
 use crate::kernels::harness::Harness;
 use crate::kernels::log_softmax::ragged_targets;
 use crate::kernels::math::axpy;
@@ -30,8 +31,9 @@ params! {
 }
 
 params! {
-    /// `keep`: what label smoothing leaves to a target, 1 without.
-    AddParams { rows: u32, width: u32, vocab: u32, keep: f32 }
+    /// `keep`: what label smoothing leaves to a target, 1 without. The projection's rows given are those of the tokens
+    /// `first ..` `first + held`.
+    AddParams { rows: u32, width: u32, vocab: u32, keep: f32, first: u32, held: u32 }
 }
 
 pub static SCALE: Kernel = Kernel {
@@ -87,14 +89,18 @@ pub fn scale(s: &mut Stream, x: Slice, on: Targets, y: Slice, rows: Slice, width
         .size("rows", on.rows);
 }
 
-/// `y[r, :] = -S_r y[r, :] + keep sum_k g_k w[t_k, :]`, y being `[R, width]` and w `[V, width]`.
-pub fn add(s: &mut Stream, w: Slice, on: Targets, keep: f32, y: Slice, width: usize) {
-    let slices = [w, on.starts, on.tokens, on.g, y];
+/// `y[r, :] = -S_r y[r, :] + keep sum_k g_k w[t_k, :]`, y being `[R, width]` and w `[V, width]`. Where w is in several
+/// shards: once for each, of which the first brings the factor.
+pub fn add(s: &mut Stream, w: Shard, on: Targets, keep: f32, y: Slice, width: usize) {
+    let slices = [w.rows, on.starts, on.tokens, on.g, y];
+    let [first, held] = w.tokens(width);
     let params = AddParams {
         rows: on.rows.max as u32,
         width: width as u32,
         vocab: on.vocab as u32,
         keep,
+        first,
+        held,
     };
     s.push(&ADD, &params, &slices, Grid(params.rows))
         .size("rows", on.rows);
@@ -111,11 +117,11 @@ fn scale_cost(launch: &Launch) -> Cost {
 
 fn add_cost(launch: &Launch) -> Cost {
     let p: AddParams = launch.read_params();
-    let [rows, width, vocab] = [p.rows, p.width, p.vocab].map(u64::from);
+    let [rows, width, held] = [p.rows, p.width, p.held].map(u64::from);
     let w = launch.width(0);
     Cost {
         operations: 3 * rows * width,
-        bytes: 4 * rows * (2 * width + 1) + w * rows.min(vocab) * width,
+        bytes: 4 * rows * (2 * width + 1) + w * rows.min(held) * width,
     }
 }
 
@@ -182,12 +188,17 @@ fn add_twin(args: &Args) {
         let (tokens, g) = (&tokens[own.clone()], &g[own]);
         let vocab = p.vocab;
         let targets = Row { tokens, g, vocab };
-        let factor = -targets.total();
-        for y in y.iter_mut() {
-            *y *= factor;
+        if p.first == 0 {
+            let factor = -targets.total();
+            for y in y.iter_mut() {
+                *y *= factor;
+            }
         }
         for (token, g) in targets.inside() {
-            axpy(y, p.keep * g, &w[token * width..][..width]);
+            let at = (token as u32).wrapping_sub(p.first);
+            if at < p.held {
+                axpy(y, p.keep * g, &w[at as usize * width..][..width]);
+            }
         }
     });
 }
@@ -207,7 +218,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         let (starts, tokens) = ragged_targets(h, rows, vocab);
         let count = tokens.len();
         let (x, y) = (h.random("x", rows * width), h.random("y", rows * width));
-        let w = h.real("w", vocab * width);
+        let half = vocab.div_ceil(2);
+        let w = h.real("w", half * width);
+        let rest = h.real("w", (vocab - half).max(1) * width);
         let row_of = h.u32("rows", &vec![7; count]);
         let (starts, tokens) = (h.u32("starts", &starts), h.u32("targets", &tokens));
         let g = h.random("g", count);
@@ -220,7 +233,12 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         };
         let (from, to) = (x.slice(), y.slice());
         scale(h.stream(), from, on, to, row_of.slice(), width);
-        add(h.stream(), w.slice(), on, 0.75, to, width);
+        add(h.stream(), Shard::whole(w.slice()), on, 0.75, to, width);
+        let rest = Shard {
+            first: half,
+            rows: rest.slice(),
+        };
+        add(h.stream(), rest, on, 0.75, to, width);
         h.run()?;
         h.read_u32(&row_of)?;
         h.read_f32(&y)?;
@@ -234,7 +252,7 @@ mod tests {
     use crate::device::{Size, Word};
     use crate::kernels::embedding::{self, Weighted};
     use crate::kernels::harness::{devices, finite_difference, relative_error};
-    use crate::kernels::log_softmax;
+    use crate::kernels::log_softmax::{self, Scored};
     use crate::kernels::matmul::{Dims, Form, linear};
     use crate::kernels::matmul_softmax::matmul_softmax;
     use crate::kernels::token_order::{Tokens, token_order};
@@ -347,28 +365,35 @@ mod tests {
                     k: d.into(),
                 };
                 linear(s, hidden.slice(), w.slice(), None, x, forward);
-                let out = (entropy.slice(), logp.slice());
-                log_softmax::forward(s, x, on.starts, on.tokens, l, out.0, out.1, r, v);
+                let scored = Scored {
+                    starts: on.starts,
+                    targets: on.tokens,
+                    lse: l,
+                    entropy: entropy.slice(),
+                    logp: logp.slice(),
+                };
+                log_softmax::forward(s, x, scored, (0, r), v);
                 scale(s, hidden.slice(), on, dh, row_of.slice(), d);
                 token_order(s, t, order.slice());
                 let weighted = Some(Weighted {
                     rows: row_of.slice(),
                     weights: on.g,
                 });
-                embedding::backward(s, hidden.slice(), weighted, t, order.slice(), dw, d);
+                let d_table = Shard::whole(dw);
+                embedding::backward(s, hidden.slice(), weighted, t, order.slice(), d_table, d);
                 let dims = Dims {
                     m: v.into(),
                     n: d,
                     k: r,
                 };
-                matmul_softmax(s, Form::TN, x, l, dh, dw, dims, true);
+                matmul_softmax(s, Form::TN, x, (l, 0), dh, dw, dims, true);
                 let dims = Dims {
                     m: r,
                     n: d,
                     k: v.into(),
                 };
-                matmul_softmax(s, Form::NN, x, l, w.slice(), dh, dims, false);
-                add(s, w.slice(), on, 1.0, dh, d);
+                matmul_softmax(s, Form::NN, x, (l, 0), w.slice(), dh, dims, false);
+                add(s, Shard::whole(w.slice()), on, 1.0, dh, d);
                 h.run().unwrap();
 
                 let (all_g, all_hidden, w) = (g.f64(), hidden.f64(), w.f64());

@@ -437,6 +437,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 renormalise: 0,
                 valued: 0,
                 lambda: 0.1,
+                first: 0,
             };
             expand(h.stream(), on, p, p.rows as usize);
             at.run(h)

@@ -3,11 +3,12 @@
 
 use super::head::Head;
 use crate::device::audit::first_not_finite;
-use crate::device::{Buffer, DeviceRef, Launch, Size, Slice, Stream};
+use crate::device::{Buffer, DeviceRef, Launch, Size, Slice, Stream, admit_loop};
 use crate::forest::{Forest, ForestSize, Row};
 use crate::kernels::copy::copy;
 use crate::kernels::dropout::Dropout;
 use crate::kernels::lerp::lerp;
+use crate::kernels::matmul;
 use crate::kernels::token_order::{Tokens, token_order};
 use crate::model::layer::Pass;
 use crate::model::optimiser::Optimiser;
@@ -172,6 +173,8 @@ impl Engine {
     pub fn new(model: Model, capacity: Capacity, options: Options) -> Result<Engine> {
         let device = &model.device.clone();
         let (tokens, slots) = (capacity.tokens, capacity.slots);
+        let iterations = matmul::ITERATIONS * tokens as u64;
+        admit_loop(device, iterations, &format!("a pass over {tokens} tokens"))?;
         let kept = (options.recompute, options.dropout);
         let acts = Activations::for_training(&model, tokens, slots, kept)?;
         let head = Head::new(device, &model, capacity)?;

@@ -1,23 +1,23 @@
 //! Logits at the scored rows and what a loss makes of them: log-probs of the targets forward, the gradient of the hidden
 //! states and of the output projection backward.
 //!
-//! Logits are the largest matrix of a step, R x V, so they are computed for as many rows at a time as one binding holds
+//! Logits are the largest matrix of a step, R x V, so they are computed for as many rows at a time as every binding holds
 //! (152 thousand tokens: 192 rows). Where one chunk holds them all they are computed once; where not, once forward and
 //! once backward, unless the gradient of the log-probs is known from the start (cross-entropy): then each chunk goes
 //! forward and backward before the next. Their gradient is never written ([`target_gradient`]).
 
 use super::engine::{Capacity, Input};
-use crate::device::{
-    ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Size, Slice, Stream,
-};
+use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
 use crate::kernels::embedding::{self, Weighted};
+use crate::kernels::log_softmax::{self, Scored};
 use crate::kernels::matmul::{Dims, Form, matmul};
 use crate::kernels::scale::scale;
 use crate::kernels::target_gradient::{self, Targets};
 use crate::kernels::token_order::{Tokens, token_order};
-use crate::kernels::{fill, gather, log_softmax};
+use crate::kernels::{fill, gather};
+use crate::model::backbone::{logit_rows, most_logits};
 use crate::model::{Model, Weights};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 pub struct Head {
     hidden: Buffer,
@@ -56,12 +56,9 @@ struct Smoothing {
 }
 
 impl Head {
-    /// Errors: a vocabulary whose logits one binding cannot hold for 64 rows; out of memory.
+    /// Errors: out of memory.
     pub fn new(device: &DeviceRef, model: &Model, c: Capacity) -> Result<Head> {
-        // The least a pass needs may be more.
-        let least = ALIGN_WORDS * model.architecture.vocab;
-        let words = MAX_BUFFER_WORDS.max(least.min(device.max_buffer_words()));
-        Self::with_chunks(device, model, c, words)
+        Self::with_chunks(device, model, c, most_logits(device))
     }
 
     /// As [`Head::new`], with logits of at most `words` at a time.
@@ -73,14 +70,7 @@ impl Head {
     ) -> Result<Head> {
         let (v, d) = (model.architecture.vocab, model.architecture.hidden);
         let buffer = |label, words| Buffer::new(device, label, words);
-        let fitting = words / v / ALIGN_WORDS * ALIGN_WORDS;
-        ensure!(
-            fitting > 0,
-            "a vocabulary of {v} tokens is too large: one binding holds the logits of {} rows, of the {ALIGN_WORDS} \
-             that a pass needs",
-            words / v
-        );
-        let chunk = fitting.min(c.rows.next_multiple_of(ALIGN_WORDS));
+        let chunk = logit_rows(words, v, d);
         Ok(Head {
             hidden: buffer("scored hidden states", c.rows * d)?,
             d_hidden: buffer("scored hidden-state gradient", c.rows * d)?,
@@ -143,17 +133,15 @@ impl Head {
         (from, n): (usize, Size),
         logp: Slice,
     ) {
-        log_softmax::forward(
-            s,
-            self.logits.all(),
-            input.targets.starts.skip(from),
-            input.targets.tokens,
-            self.lse.all().skip(from),
-            self.entropy.all().skip(from),
+        let on = Scored {
+            starts: input.targets.starts,
+            targets: input.targets.tokens,
+            lse: self.lse.all(),
+            entropy: self.entropy.all(),
             logp,
-            n,
-            model.architecture.vocab,
-        );
+        };
+        let (logits, vocab) = (self.logits.all(), model.architecture.vocab);
+        log_softmax::forward(s, logits, on, (from, n), vocab);
     }
 
     /// Before the way back through the chunks: the gradient of the projection's rows of targets, and what the products
@@ -184,8 +172,9 @@ impl Head {
             rows,
             weights: kept,
         });
-        let d_weight = dw.slice(model.layout.lm_head);
-        embedding::backward(s, hidden, weighted, tokens, order, d_weight, d);
+        for shard in &model.layout.lm_head {
+            embedding::backward(s, hidden, weighted, tokens, order, dw.shard(shard), d);
+        }
     }
 
     /// After the chunks, with one target per row: what all tokens get alike. [`Head::end_backward`] multiplies the part of the
@@ -200,21 +189,27 @@ impl Head {
     ) {
         assert_eq!(input.scored.max, input.count.max, "one target per row");
         let (v, d) = (model.architecture.vocab, model.architecture.hidden);
-        let id = model.layout.lm_head;
         let with = &self.smoothing;
+        // Shards of the projection take as many of the same numbers.
         let (share, one) = (with.share.all(), Size::from(1));
         let [mean, sum] = [&with.mean_weight, &with.hidden_sum].map(Buffer::all);
         let dims = |m: Size, k: Size| Dims { m, n: d, k };
         fill::fill_f32(s, share, smoothing / v as f32);
-        let (w, d_w) = (model.weights.slice(id), dw.slice(id));
-        matmul(s, Form::TN, share, w, mean, dims(one, v.into()), false);
+        let shards = &model.layout.lm_head;
+        for shard in shards {
+            let (w, terms) = (model.weights.slice(shard.id), dims(one, shard.rows.into()));
+            matmul(s, Form::TN, share, w, mean, terms, shard.first > 0);
+        }
         let (d_hidden, minus) = (self.d_hidden.all(), with.kept.all());
         fill::fill_first(s, minus, input.scored.max, (-1.0f32).to_bits());
         let outer = dims(input.scored, one);
         matmul(s, Form::NN, minus, mean, d_hidden, outer, true);
         let hidden = self.hidden.all();
         matmul(s, Form::TN, g, hidden, sum, dims(one, input.scored), false);
-        matmul(s, Form::NN, share, sum, d_w, dims(v.into(), one), true);
+        for shard in shards {
+            let (d_w, outer) = (dw.slice(shard.id), dims(shard.rows.into(), one));
+            matmul(s, Form::NN, share, sum, d_w, outer, true);
+        }
     }
 
     fn chunk_backward(
@@ -225,7 +220,7 @@ impl Head {
         dw: &Weights,
     ) {
         let d_hidden = self.d_hidden.all().skip(from * model.architecture.hidden);
-        let lse = self.lse.all().skip(from);
+        let lse = (self.lse.all(), from);
         model.logits_backward(s, self.logits.all(), lse, n, d_hidden, dw);
     }
 
@@ -239,9 +234,11 @@ impl Head {
         d_hidden: Slice,
     ) {
         let d = model.architecture.hidden;
-        let w = model.weights.operand(model.layout.lm_head);
-        let on = targets(model, input, g);
-        target_gradient::add(s, w, on, 1.0 - smoothing, self.d_hidden.all(), d);
+        let (on, keep) = (targets(model, input, g), 1.0 - smoothing);
+        for shard in &model.layout.lm_head {
+            let w = model.weights.shard_operand(shard);
+            target_gradient::add(s, w, on, keep, self.d_hidden.all(), d);
+        }
         fill::fill_f32(s, d_hidden, 0.0);
         let (from, rows) = (self.d_hidden.all(), input.targets.rows);
         gather::scatter_add_rows(s, from, rows, d_hidden, input.scored, d);

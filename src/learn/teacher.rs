@@ -6,7 +6,7 @@ use super::job;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream, Word, read_f32};
+use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream, Word};
 use crate::forest::{Forest, ForestSize, PromptAttention, Row};
 use crate::kernels::shares::{self, Shares};
 use crate::model::activations::Cache;
@@ -108,7 +108,7 @@ impl Teacher {
                 size: ForestSize::default(),
             })
         });
-        let output = read_f32(device, model.weights.slice(model.layout.lm_head))?;
+        let output = model.output_embeddings()?;
         let keys = keys(&output, d, &catalog, (&items, data))?;
         Ok(Teacher {
             acts: Activations::for_inference(&model, tokens, Cache::PerLayer(tokens))?,

@@ -3,9 +3,12 @@
 use super::activations::Activations;
 use super::architecture::Architecture;
 use super::layer::{self, Pass};
-use super::layout::{Layout, Weights};
-use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream};
+use super::layout::{Layout, Room, ShardId, Weights};
+use crate::device::{
+    ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Size, Slice, Stream, read_f32,
+};
 use crate::forest::{ForestSize, Row};
+use crate::kernels::columns::{Columns, copy_columns};
 use crate::kernels::dropout::dropout_in_place;
 use crate::kernels::matmul::{Dims, Form, linear};
 use crate::kernels::matmul_softmax::matmul_softmax;
@@ -25,6 +28,8 @@ pub struct Model {
     pub precision: Precision,
     table: Buffer,
     positions: usize,
+    /// [rows, rows of a shard] logits on their way to or from those of the whole vocabulary, where it is in several shards.
+    columns: Option<Buffer>,
 }
 
 /// The site of dropout that layers do not have ([`super::layout::LayerIds::sites`]).
@@ -43,6 +48,24 @@ pub struct Asked {
     pub size: ForestSize,
 }
 
+/// Room for logits that a device has in one binding: what is cut up anyway need not be larger than every adapter allows.
+pub fn most_logits(device: &DeviceRef) -> usize {
+    device.max_buffer_words().min(MAX_BUFFER_WORDS)
+}
+
+/// Rows [n, d] whose logits are computed at a time where `words` have room for them: a multiple of 64 or, of a vocabulary
+/// too large for that, as many as end on a whole line of hidden states; at least such a line.
+pub fn logit_rows(words: usize, vocab: usize, hidden: usize) -> usize {
+    let line = ALIGN_WORDS >> hidden.trailing_zeros().min(ALIGN_WORDS.trailing_zeros());
+    let rows = words / vocab;
+    let step = if rows >= ALIGN_WORDS {
+        ALIGN_WORDS
+    } else {
+        line
+    };
+    (rows / step).max(1) * step
+}
+
 impl Model {
     /// Zero weights for documents of up to `positions` tokens. Errors: sizes that do not fit together; f16 on a device
     /// without it.
@@ -58,8 +81,14 @@ impl Model {
             "{}: this device has no f16 in shaders (SHADER_F16): use precision=f32",
             device.info()
         );
-        let layout = Layout::new(architecture);
+        let layout = Layout::new(architecture, Room::of(device));
         let weights = Weights::operands(device, &layout, "weights", precision)?;
+        let rows = logit_rows(most_logits(device), architecture.vocab, architecture.hidden);
+        let columns = match &layout.lm_head[..] {
+            [_] => None,
+            [shard, ..] => Some(Buffer::new(device, "logits of a shard", rows * shard.rows)?),
+            [] => unreachable!("a vocabulary has a token"),
+        };
         let table = rope::table(positions, architecture.head_dim, architecture.rope_theta);
         Ok(Model {
             device: device.clone(),
@@ -69,6 +98,7 @@ impl Model {
             precision,
             table: Buffer::with_f32(device, "rotary table", &table)?,
             positions,
+            columns,
         })
     }
 
@@ -135,11 +165,13 @@ impl Model {
     /// The embedding and the first `layers` layers.
     fn layers(&self, s: &mut Stream, pass: &Pass, acts: &Activations, layers: usize) {
         let d = self.architecture.hidden;
-        let embed = self.weights.slice(self.layout.embed);
         let x_in = acts.layers[0].x_in.skip(pass.from * d);
-        embedding::forward(s, embed, pass.records(), x_in, pass.tokens, d);
+        for shard in &self.layout.embed {
+            let table = self.weights.shard(shard);
+            embedding::forward(s, table, pass.records(), x_in, pass.tokens, d);
+        }
         if let Some(mask) = pass.mask(EMBEDDING_SITE) {
-            dropout_in_place(s, embed, x_in, mask, pass.tokens);
+            dropout_in_place(s, pass.table, x_in, mask, pass.tokens);
         }
         for (ids, x) in self.layout.layers[..layers].iter().zip(&acts.layers) {
             layer::forward(s, pass, &self.weights, ids, x);
@@ -187,50 +219,96 @@ impl Model {
         if let Some(mask) = pass.mask(EMBEDDING_SITE) {
             dropout_in_place(s, g.hidden, residual, mask, t);
         }
-        let d_embed = dw.slice(self.layout.embed);
         let tokens = Tokens::of_rows(pass.rows, t);
-        embedding::backward(s, residual, None, tokens, order, d_embed, a.hidden);
+        for shard in &self.layout.embed {
+            embedding::backward(s, residual, None, tokens, order, dw.shard(shard), a.hidden);
+        }
     }
 
-    /// Logits [n, V] of n hidden rows [n, d].
+    /// Logits [n, V] of n hidden rows [n, d]; n as [`logit_rows`] has it.
     pub fn logits(&self, s: &mut Stream, hidden: Slice, n: impl Into<Size>, logits: Slice) {
-        let a = &self.architecture;
-        let dims = Dims {
-            m: n.into(),
-            n: a.vocab,
-            k: a.hidden.into(),
-        };
-        let head = self.weights.operand(self.layout.lm_head);
-        linear(s, hidden, head, None, logits, dims);
+        let n = n.into();
+        for shard in &self.layout.lm_head {
+            let dims = Dims {
+                m: n,
+                n: shard.rows,
+                k: self.architecture.hidden.into(),
+            };
+            let w = self.weights.operand(shard.id);
+            match &self.columns {
+                None => linear(s, hidden, w, None, logits, dims),
+                Some(part) => {
+                    linear(s, hidden, w, None, part.all(), dims);
+                    let (part, all) = self.columns_of(shard, part.all(), logits);
+                    copy_columns(s, part, all, n, shard.rows);
+                }
+            }
+        }
     }
 
-    /// Back from logits [n, V] with these log-sums, the part that all tokens have: what `d_rows` [n, d] holds, the hidden
-    /// states times minus the sum of their targets' gradients, goes into dW of the output projection; in its place come
-    /// the sums of the projection's rows, weighted by probability ([`crate::kernels::target_gradient`]).
+    /// The logits of a shard, and where they are among all.
+    fn columns_of(&self, shard: &ShardId, part: Slice, logits: Slice) -> (Columns, Columns) {
+        let all = Columns {
+            matrix: logits,
+            stride: self.architecture.vocab,
+            first: shard.first,
+        };
+        (Columns::all(part, shard.rows), all)
+    }
+
+    /// Back from logits [n, V] with these log-sums, those of the rows from `first` on, the part that all tokens have: what
+    /// `d_rows` [n, d] holds, the hidden states times minus the sum of their targets' gradients, goes into dW of the output
+    /// projection; in its place come the sums of the projection's rows, weighted by probability
+    /// ([`crate::kernels::target_gradient`]).
     pub fn logits_backward(
         &self,
         s: &mut Stream,
         logits: Slice,
-        lse: Slice,
+        lse: (Slice, usize),
         n: Size,
         d_rows: Slice,
         dw: &Weights,
     ) {
-        let (v, d) = (self.architecture.vocab, self.architecture.hidden);
-        let id = self.layout.lm_head;
-        let dims = Dims {
-            m: v.into(),
-            n: d,
-            k: n,
+        let d = self.architecture.hidden;
+        let shards = &self.layout.lm_head;
+        // Of all shards the first product before the second, which replaces what the first reads.
+        for shard in shards {
+            let part = self.part_of_logits(s, shard, logits, n);
+            let dims = Dims {
+                m: shard.rows.into(),
+                n: d,
+                k: n,
+            };
+            let d_w = dw.slice(shard.id);
+            matmul_softmax(s, Form::TN, part, lse, d_rows, d_w, dims, true);
+        }
+        for shard in shards {
+            let part = self.part_of_logits(s, shard, logits, n);
+            let dims = Dims {
+                m: n,
+                n: d,
+                k: shard.rows.into(),
+            };
+            let w = self.weights.operand(shard.id);
+            matmul_softmax(s, Form::NN, part, lse, w, d_rows, dims, shard.first > 0);
+        }
+    }
+
+    /// The logits of a shard among those of the whole vocabulary.
+    fn part_of_logits(&self, s: &mut Stream, shard: &ShardId, logits: Slice, n: Size) -> Slice {
+        let Some(part) = &self.columns else {
+            return logits;
         };
-        matmul_softmax(s, Form::TN, logits, lse, d_rows, dw.slice(id), dims, true);
-        let dims = Dims {
-            m: n,
-            n: d,
-            k: v.into(),
-        };
-        let head = self.weights.operand(id);
-        matmul_softmax(s, Form::NN, logits, lse, head, d_rows, dims, false);
+        let (to, all) = self.columns_of(shard, part.all(), logits);
+        copy_columns(s, all, to, n, shard.rows);
+        part.all()
+    }
+
+    /// The rows of the output projection [V, d], read back.
+    pub fn output_embeddings(&self) -> Result<Vec<f32>> {
+        let shards = self.layout.lm_head.iter();
+        let read = shards.map(|shard| read_f32(&self.device, self.weights.slice(shard.id)));
+        Ok(read.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// A model of the same shape with zero weights: to become the reference policy.

@@ -213,7 +213,9 @@ fn check_finite(name: &str, values: &[f32]) -> Result<()> {
 /// Writes host blocks as a safetensors file under Hugging Face's names. Errors: a value that is not finite, so that what
 /// was kept before stays the last; the disk's.
 pub fn save_blocks(layout: &Layout, blocks: &[Vec<f32>], path: &Path) -> Result<()> {
-    let views = parts(layout, blocks)
+    let parts: Vec<_> = parts(layout, blocks).collect();
+    let views = parts
+        .iter()
         .map(|(name, shape, values)| {
             check_finite(name, values)?;
             let data: &[u8] = bytemuck::cast_slice(values);

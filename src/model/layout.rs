@@ -2,21 +2,45 @@
 //! and AdamW are a handful of launches whatever the number of tensors.
 //!
 //! Projections that read the same input are stored as one matrix (q, k, v; gate, up) and split into Hugging Face's
-//! tensors only when read from or written to a file.
+//! tensors only when read from or written to a file. A table of the vocabulary that no binding of the device holds is cut
+//! into shards, which are one tensor in a file.
 
 use super::architecture::Architecture;
 use crate::device::{ALIGN_WORDS, Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Slice, Stream};
 use crate::kernels::copy::copy;
+use crate::kernels::embedding::Shard;
+use crate::kernels::matmul;
 use anyhow::Result;
+use std::borrow::Cow;
+use std::ops::Range;
 
-/// One stored tensor: the rows of one or more Hugging Face tensors on top of each other.
+/// One stored tensor: the rows of one or more Hugging Face tensors on top of each other, or some rows of one.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    /// (Hugging Face name, shape) of the parts, in row order.
-    pub parts: Vec<(String, Vec<usize>)>,
     pub words: usize,
     block: usize,
     offset: usize,
+}
+
+/// One Hugging Face tensor: its name, its shape, and where its words are, in order.
+#[derive(Clone, Debug)]
+struct Part {
+    name: String,
+    shape: Vec<usize>,
+    pieces: Vec<(usize, Range<usize>)>,
+}
+
+impl Part {
+    /// Its values, copied only where they lie in several blocks.
+    fn values<'a>(&self, blocks: &'a [Vec<f32>]) -> Cow<'a, [f32]> {
+        match &self.pieces[..] {
+            [(block, range)] => blocks[*block][range.clone()].into(),
+            pieces => {
+                let slices = pieces.iter().map(|(b, range)| &blocks[*b][range.clone()]);
+                slices.collect::<Vec<_>>().concat().into()
+            }
+        }
+    }
 }
 
 /// Number of a tensor in its layout.
@@ -61,31 +85,70 @@ pub struct ValueIds {
     pub fc2_bias: Id,
 }
 
+/// Rows `first ..` `first + rows` of a table [V, d].
+#[derive(Clone, Copy, Debug)]
+pub struct ShardId {
+    pub first: usize,
+    pub rows: usize,
+    pub id: Id,
+}
+
 /// Every tensor of a model, backbone and value head.
 #[derive(Clone, Debug)]
 pub struct Layout {
     pub tensors: Vec<Tensor>,
     pub blocks: Vec<Block>,
-    pub embed: Id,
+    parts: Vec<Part>,
+    pub embed: Vec<ShardId>,
     pub layers: Vec<LayerIds>,
     pub norm: Id,
     /// The output projection [V, d]; the embedding itself when tied.
-    pub lm_head: Id,
+    pub lm_head: Vec<ShardId>,
     pub value: ValueIds,
 }
 
-#[derive(Default)]
+/// What a device has for a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Words of the largest binding.
+    pub words: usize,
+    /// Rows of a table that a sum may go over.
+    pub rows: usize,
+}
+
+impl Room {
+    pub fn of(device: &DeviceRef) -> Room {
+        Room {
+            words: device.max_buffer_words(),
+            rows: (device.longest_loop() as u64 / matmul::ITERATIONS) as usize,
+        }
+    }
+}
+
 struct Builder {
+    room: Room,
     tensors: Vec<Tensor>,
     blocks: Vec<Block>,
+    parts: Vec<Part>,
     /// Layers so far.
     layers: u32,
 }
 
 impl Builder {
-    fn add(&mut self, decayed: bool, parts: Vec<(String, Vec<usize>)>) -> Id {
-        let words: usize = parts.iter().map(|p| p.1.iter().product::<usize>()).sum();
-        let room = |b: &Block| b.decayed == decayed && b.words + words <= MAX_BUFFER_WORDS;
+    fn new(room: Room) -> Builder {
+        Builder {
+            room,
+            tensors: Vec::new(),
+            blocks: Vec::new(),
+            parts: Vec::new(),
+            layers: 0,
+        }
+    }
+
+    /// Room for `words` in a block.
+    fn place(&mut self, decayed: bool, words: usize) -> Id {
+        let most = MAX_BUFFER_WORDS.min(self.room.words);
+        let room = |b: &Block| b.decayed == decayed && b.words + words <= most;
         let block = self.blocks.iter().position(room).unwrap_or_else(|| {
             self.blocks.push(Block { words: 0, decayed });
             self.blocks.len() - 1
@@ -94,12 +157,56 @@ impl Builder {
         // A tensor begins on a whole line as f16 too.
         self.blocks[block].words = (offset + words).next_multiple_of(2 * ALIGN_WORDS);
         self.tensors.push(Tensor {
-            parts,
             words,
             block,
             offset,
         });
         Id(self.tensors.len() - 1)
+    }
+
+    /// The block and the words of a tensor.
+    fn range(&self, id: Id) -> (usize, Range<usize>) {
+        let t = &self.tensors[id.0];
+        (t.block, t.offset..t.offset + t.words)
+    }
+
+    /// Hugging Face tensors, (name, shape), on top of each other.
+    fn add(&mut self, decayed: bool, parts: Vec<(String, Vec<usize>)>) -> Id {
+        let words = |shape: &[usize]| shape.iter().product::<usize>();
+        let id = self.place(decayed, parts.iter().map(|(_, shape)| words(shape)).sum());
+        let (block, Range { start: mut at, .. }) = self.range(id);
+        for (name, shape) in parts {
+            let range = at..at + words(&shape);
+            at = range.end;
+            let pieces = vec![(block, range)];
+            self.parts.push(Part {
+                name,
+                shape,
+                pieces,
+            });
+        }
+        id
+    }
+
+    /// A matrix with a row per token, in as many shards as it takes; each but the last has a multiple of 64 rows.
+    fn table(&mut self, name: &str, rows: usize, columns: usize) -> Vec<ShardId> {
+        let fitting = self.room.rows.min(self.room.words / columns);
+        let most = match rows <= fitting {
+            true => rows,
+            false => (fitting / ALIGN_WORDS).max(1) * ALIGN_WORDS,
+        };
+        let shard = |first: usize| {
+            let rows = most.min(rows - first);
+            let id = self.place(true, rows * columns);
+            ShardId { first, rows, id }
+        };
+        let shards: Vec<ShardId> = (0..rows).step_by(most).map(shard).collect();
+        self.parts.push(Part {
+            name: name.into(),
+            shape: vec![rows, columns],
+            pieces: shards.iter().map(|shard| self.range(shard.id)).collect(),
+        });
+        shards
     }
 
     /// A matrix: decayed.
@@ -159,18 +266,18 @@ impl Builder {
 }
 
 impl Layout {
-    pub fn new(a: &Architecture) -> Layout {
-        let mut b = Builder::default();
+    pub fn new(a: &Architecture, room: Room) -> Layout {
+        let mut b = Builder::new(room);
         let d = a.hidden;
-        let embed = b.matrix("model.embed_tokens.weight".into(), a.vocab, d);
+        let embed = b.table("model.embed_tokens.weight", a.vocab, d);
         let layers = (0..a.layers)
             .map(|l| b.layer(&format!("model.layers.{l}"), a))
             .collect();
         let norm = b.vector("model.norm.weight".into(), d);
         let lm_head = if a.tied {
-            embed
+            embed.clone()
         } else {
-            b.matrix("lm_head.weight".into(), a.vocab, d)
+            b.table("lm_head.weight", a.vocab, d)
         };
         let value = ValueIds {
             block: b.layer("value_head.block", a),
@@ -183,6 +290,7 @@ impl Layout {
         Layout {
             tensors: b.tensors,
             blocks: b.blocks,
+            parts: b.parts,
             embed,
             layers,
             norm,
@@ -193,15 +301,9 @@ impl Layout {
 
     /// The Hugging Face tensor that has word `at` of a block; none between tensors.
     pub fn name_at(&self, block: usize, at: usize) -> Option<&str> {
-        let in_block = self.tensors.iter().filter(|t| t.block == block);
-        let tensor = in_block.filter(|t| (t.offset..t.offset + t.words).contains(&at));
-        let mut end = 0;
-        tensor
-            .flat_map(|t| t.parts.iter().map(move |part| (t, part)))
-            .find_map(|(t, (name, shape))| {
-                end += shape.iter().product::<usize>();
-                (at < t.offset + end).then_some(name.as_str())
-            })
+        let holds = |piece: &(usize, Range<usize>)| piece.0 == block && piece.1.contains(&at);
+        let part = self.parts.iter().find(|part| part.pieces.iter().any(holds));
+        part.map(|part| part.name.as_str())
     }
 
     /// Words of all blocks.
@@ -275,6 +377,21 @@ impl Weights {
         self.operands[id.0]
     }
 
+    pub fn shard(&self, shard: &ShardId) -> Shard {
+        Shard {
+            first: shard.first,
+            rows: self.slice(shard.id),
+        }
+    }
+
+    /// A shard as products read it.
+    pub fn shard_operand(&self, shard: &ShardId) -> Shard {
+        Shard {
+            first: shard.first,
+            rows: self.operand(shard.id),
+        }
+    }
+
     /// Records what brings the operands up to date: to follow every change of the values on the device.
     pub fn refresh(&self, s: &mut Stream) {
         for (block, halves) in self.blocks.iter().zip(&self.halves) {
@@ -315,19 +432,9 @@ impl Weights {
 pub fn parts<'a>(
     layout: &'a Layout,
     blocks: &'a [Vec<f32>],
-) -> impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])> {
-    layout.tensors.iter().flat_map(move |t| {
-        let mut at = t.offset;
-        t.parts.iter().map(move |(name, shape)| {
-            let words = shape.iter().product::<usize>();
-            at += words;
-            (
-                name.as_str(),
-                shape.as_slice(),
-                &blocks[t.block][at - words..at],
-            )
-        })
-    })
+) -> impl Iterator<Item = (&'a str, &'a [usize], Cow<'a, [f32]>)> {
+    let all = layout.parts.iter();
+    all.map(|part| (&part.name[..], &part.shape[..], part.values(blocks)))
 }
 
 /// As [`parts`], to be filled.
@@ -336,12 +443,18 @@ pub fn for_each_part_mut(
     blocks: &mut [Vec<f32>],
     mut fill: impl FnMut(&str, &[usize], &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    for t in &layout.tensors {
-        let mut at = t.offset;
-        for (name, shape) in &t.parts {
-            let words = shape.iter().product::<usize>();
-            fill(name, shape, &mut blocks[t.block][at..at + words])?;
-            at += words;
+    for part in &layout.parts {
+        if let [(block, range)] = &part.pieces[..] {
+            fill(&part.name, &part.shape, &mut blocks[*block][range.clone()])?;
+            continue;
+        }
+        let mut values = part.values(blocks).into_owned();
+        fill(&part.name, &part.shape, &mut values)?;
+        let mut rest = &values[..];
+        for (block, range) in &part.pieces {
+            let (own, after) = rest.split_at(range.len());
+            blocks[*block][range.clone()].copy_from_slice(own);
+            rest = after;
         }
     }
     Ok(())

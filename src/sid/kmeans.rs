@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use super::balance;
 use super::search::Search;
 use crate::device::threads::{chunks, chunks_mut, each};
-use crate::device::{Buffer, DeviceRef, MAX_BUFFER_WORDS, Stream};
+use crate::device::{Buffer, DeviceRef, MAX_BUFFER_WORDS, Stream, admit_loop};
 use crate::kernels::centroids::{Members, centroids};
 use crate::kernels::residual::{Lookup, residual};
 use crate::rng::{self, Rng};
@@ -76,6 +76,11 @@ impl KMeans {
             "{rows} embeddings of {width} numbers are more than the {MAX_BUFFER_WORDS} numbers a buffer holds: give embeddings of at most {} numbers",
             MAX_BUFFER_WORDS / rows
         );
+        admit_loop(
+            device,
+            rows as u64,
+            &format!("the mean of {rows} embeddings"),
+        )?;
         let room = |label, words| Buffer::new(device, label, words);
         Ok(KMeans {
             device: device.clone(),

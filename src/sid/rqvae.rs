@@ -16,12 +16,13 @@ use super::mlp::{Mlp, Place, Plan};
 use super::search::Search;
 use crate::device::{Buffer, DeviceRef, Stream, read_f32};
 use crate::kernels::add::add;
+use crate::kernels::embedding::{self, Shard};
 use crate::kernels::fill::fill_f32;
 use crate::kernels::gather::gather_rows;
 use crate::kernels::residual::{Lookup, residual};
 use crate::kernels::scale::scale;
 use crate::kernels::token_order::{Tokens, token_order};
-use crate::kernels::{adamw, embedding, grad_norm};
+use crate::kernels::{adamw, grad_norm};
 use crate::rng::{self, Rng};
 
 /// Numbers in a latent vector.
@@ -378,6 +379,7 @@ impl RqVae {
             fill_f32(s, d_codebook, 0.0);
             scale(s, left, factors, 0, scaled, rows * LATENT);
             token_order(s, tokens, order);
+            let d_codebook = Shard::whole(d_codebook);
             embedding::backward(s, scaled, None, tokens, order, d_codebook, LATENT);
             scale(s, left, factors, 1, scaled, rows * LATENT);
             add(s, scaled, d_latent, rows * LATENT);

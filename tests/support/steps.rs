@@ -24,6 +24,7 @@ pub fn update(lr: f32) -> Update {
 }
 
 /// One fine-tuning step on documents in parts.
+#[allow(dead_code)]
 pub fn sft_step(
     engine: &Engine,
     data: &Dataset,
@@ -60,6 +61,7 @@ pub fn regularised_step(
 }
 
 /// Losses of fine-tuning steps over shuffled documents.
+#[allow(dead_code)]
 pub fn fine_tune(
     engine: &Engine,
     data: &Dataset,

@@ -20,6 +20,10 @@ impl<F: Fn(&DeviceRef, &Stream) -> Result<()> + Send + Sync> Device for Watched<
         self.device.max_buffer_words()
     }
 
+    fn longest_loop(&self) -> u32 {
+        self.device.longest_loop()
+    }
+
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
         self.device.allocate(label, words)
     }

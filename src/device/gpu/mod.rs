@@ -2,6 +2,7 @@
 //! (kernel, buffers), when a stream first needs them or is prepared.
 
 mod forms;
+mod loops;
 mod pace;
 mod pieces;
 mod pipelines;
@@ -15,7 +16,7 @@ use super::{
     Counters, Device, DeviceInfo, LARGEST_BUFFER_WORDS, Launch, Memory, Reading, Slice, Stream,
     out_of_memory,
 };
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 pub use forms::Measurement;
 use forms::Selection;
 pub use pace::MAX_LAUNCH;
@@ -52,6 +53,8 @@ pub struct GpuOptions {
     pub max_launch: Option<Duration>,
     /// The most workgroups of a dispatch, where that is to be less than every adapter's limit. For tests.
     pub max_groups: Option<u32>,
+    /// Bytes of the largest binding, where that is to be less than the adapter's limit. For tests.
+    pub max_binding: Option<u64>,
 }
 
 impl GpuOptions {
@@ -65,6 +68,7 @@ impl GpuOptions {
         without: wgpu::Features::empty(),
         max_launch: Some(MAX_LAUNCH),
         max_groups: None,
+        max_binding: None,
     };
 }
 
@@ -101,6 +105,7 @@ pub struct Gpu {
     offer: Offer,
     device: wgpu::Device,
     queue: wgpu::Queue,
+    longest_loop: u32,
     /// First error wgpu reported outside a call that returns one.
     fault: Fault,
     state: Mutex<State>,
@@ -228,6 +233,9 @@ impl Gpu {
             limits.max_buffer_size = own.max_buffer_size;
             limits.max_storage_buffer_binding_size = own.max_storage_buffer_binding_size;
         }
+        if let Some(bytes) = options.max_binding {
+            limits.max_storage_buffer_binding_size = bytes;
+        }
         if options.timed {
             features |= has & wgpu::Features::TIMESTAMP_QUERY;
         }
@@ -278,7 +286,12 @@ impl Gpu {
             patches: Patches::default(),
             resolver: Resolver::new(&device),
         };
+        let longest_loop = match info.software {
+            true => loops::longest(&device, &queue).with_context(|| info.name.clone())?,
+            false => u32::MAX,
+        };
         Ok(Gpu {
+            longest_loop,
             info,
             options,
             offer,
@@ -357,6 +370,10 @@ impl Device for Gpu {
             .max_buffer_size
             .min(limits.max_storage_buffer_binding_size);
         (bytes as usize / 4).min(LARGEST_BUFFER_WORDS)
+    }
+
+    fn longest_loop(&self) -> u32 {
+        self.longest_loop
     }
 
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {
