@@ -192,6 +192,80 @@ fn what_is_made_is_shown_and_is_the_datasets_from_then_on() {
     assert!((square - 1.25).abs() < 1e-5, "{square}");
 }
 
+/// A model of the data that spells items so, trained for a moment: its run.
+fn trained(data: &Data, name: &str, spelt: &[&str]) -> String {
+    let at = |name: &str| data.path(name).to_str().unwrap().to_owned();
+    let (folder, built, run) = (data.0.path().to_str().unwrap(), at(name), at("run"));
+    let build = [
+        "sid", "build", "--data", folder, "--device", "cpu", "--out", &built,
+    ];
+    let small = [
+        "model.layers=1",
+        "model.hidden_size=64",
+        "model.heads=2",
+        "model.kv_heads=2",
+    ];
+    let train = [
+        "train", "--data", &built, "--stage", "sft", "--device", "cpu", "--out", &run,
+    ];
+    let steps = ["sft.epochs=12", "sft.eval_every=1000", "sft.lr=0.003"];
+    for arguments in [
+        [&build[..], spelt].concat(),
+        [&train[..], &small, &steps].concat(),
+    ] {
+        let output = vstar(&arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    run
+}
+
+#[test]
+fn what_a_model_has_learnt_of_items_is_a_source() {
+    let data = Data::new();
+    let run = trained(&data, "atomic", &["--method", "atomic"]);
+    let output = data.embed(&["--from", &run, "--from", "text", "--weights", "2,1"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains(&format!("{run}: 64 dimensions")),
+        "{text}{}",
+        stderr(&output)
+    );
+    fs::rename(
+        data.path("made.safetensors"),
+        data.path("embeddings.safetensors"),
+    )
+    .unwrap();
+    let corpus = vstar::data::load_corpus(Some(data.0.path()), Default::default()).unwrap();
+    let embeddings = corpus.items.embeddings.unwrap();
+    let learnt = |item: u32| &embeddings.row(item)[..64];
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    // Each is of length 2, and nearer to those that the same users buy.
+    let mut sums = [0.0; 2];
+    for a in 0..ITEMS as u32 {
+        assert!((dot(learnt(a), learnt(a)) - 4.0).abs() < 1e-4);
+        for b in (0..ITEMS as u32).filter(|&b| b != a) {
+            sums[(a % 2 == b % 2) as usize] += dot(learnt(a), learnt(b));
+        }
+    }
+    assert!(sums[1] > 0.0 && sums[0] < -100.0, "{sums:?}");
+
+    let other = Data::new();
+    let items = (0..ITEMS).map(|item| format!(r#"{{"id": {}, "title": "{item}"}}"#, item + 100));
+    other.write("items.jsonl", items);
+    other.sequences(|items| items.iter_mut().for_each(|item| *item += 100));
+    other.refused(&["--from", &run], "it does not know item \"100\"");
+    let short = trained(
+        &other,
+        "random",
+        &["--method", "random", "--levels", "2", "--codes", "8"],
+    );
+    other.refused(&["--from", &short], "it spells an item in 2 tokens");
+    other.refused(
+        &["--from", other.0.path().to_str().unwrap()],
+        "does not say what data",
+    );
+}
+
 #[test]
 fn bad_sources_are_refused_in_one_line() {
     let data = Data::new();

@@ -38,6 +38,25 @@ impl Embeddings {
     pub fn row(&self, item: u32) -> &[f32] {
         &self.data[item as usize * self.dim..][..self.dim]
     }
+
+    /// The vectors less their mean.
+    pub fn centred(&self) -> Embeddings {
+        let rows = || self.data.chunks_exact(self.dim);
+        let mut mean = vec![0.0; self.dim];
+        for row in rows() {
+            mean.iter_mut()
+                .zip(row)
+                .for_each(|(sum, &x)| *sum += x as f64);
+        }
+        let count = rows().len() as f64;
+        mean.iter_mut().for_each(|sum| *sum /= count);
+        let about =
+            rows().flat_map(|row| row.iter().zip(&mean).map(|(&x, m)| (x as f64 - m) as f32));
+        Embeddings {
+            dim: self.dim,
+            data: about.collect(),
+        }
+    }
 }
 
 /// What an importer knows about the items; [`Catalog::new`] derives the rest.

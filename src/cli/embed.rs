@@ -1,39 +1,45 @@
-//! `vstar embed`: item embeddings from texts, interactions or a file.
+//! `vstar embed`: item embeddings from texts, interactions, a file or a trained model.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::catalog::Items;
+use crate::catalog::{Embeddings, Items};
 use crate::data::{self, Corpus, LoadOptions, embeddings};
+use crate::device::DeviceRef;
+use crate::device::cpu::Cpu;
 use crate::embed::neighbours::Neighbours;
 use crate::embed::{self, Part, Source};
+use crate::learn::item_model::ItemModel;
 use crate::run::{Progress, atomic_write};
 
 /// Items whose neighbours are shown, and how many of each.
 const SHOWN_ITEMS: usize = 3;
 const SHOWN_NEIGHBOURS: usize = 3;
 
-/// Make item embeddings from texts, interactions or a file
+/// Make item embeddings from texts, interactions, a file or a trained model
 ///
 /// What is made from several sources stands side by side, each scaled to length 1 and multiplied by its
 /// weight. Interactions are those of the training part only. A file (.npy, or .safetensors with one
-/// tensor) has a row for each item, in the dataset's order.
+/// tensor) has a row for each item, in the dataset's order. A run is one of a model with a token per item
+/// (`vstar sid build --method atomic`): what it has learnt of them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vstar embed --data DIR --from text --out DIR/embeddings.safetensors
-  vstar embed --data DIR --from text --from interactions --weights 1,0.5 --out both.safetensors")]
+  vstar embed --data DIR --from text --from interactions --weights 1,0.5 --out both.safetensors
+  vstar embed --data DIR --from runs/atomic --out learnt.safetensors")]
 pub struct Args {
     /// Folder of the dataset, with or without semantic IDs (see docs/formats.md)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
     /// What to make them from; may be given several times
-    #[arg(long, required = true, value_name = "text|interactions|FILE", value_parser = source)]
-    from: Vec<Source>,
+    #[arg(long, required = true, value_name = "text|interactions|FILE|RUN", value_parser = source)]
+    from: Vec<From>,
 
     /// Weight of each source, in their order; 1 each if not given
     #[arg(long, value_name = "W,W,...", value_delimiter = ',')]
@@ -52,8 +58,28 @@ pub struct Args {
     out: PathBuf,
 }
 
-fn source(text: &str) -> Result<Source, String> {
-    Ok(Source::from(text))
+/// Where embeddings come from: what can be read, or a model.
+#[derive(Clone, Debug)]
+enum From {
+    Source(Source),
+    /// Its folder.
+    Model(PathBuf),
+}
+
+impl std::fmt::Display for From {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            From::Source(source) => source.fmt(f),
+            From::Model(folder) => folder.display().fmt(f),
+        }
+    }
+}
+
+fn source(text: &str) -> Result<From, String> {
+    Ok(match Source::from(text) {
+        Source::File(path) if path.is_dir() => From::Model(path),
+        source => From::Source(source),
+    })
 }
 
 impl Args {
@@ -96,7 +122,7 @@ pub fn run(args: Args) -> Result<()> {
         parts.push((part, *weight));
     }
     let embeddings = embed::concatenate(&parts);
-    let sources: Vec<String> = args.from.iter().map(Source::to_string).collect();
+    let sources: Vec<String> = args.from.iter().map(From::to_string).collect();
     let weights: Vec<String> = weights.iter().map(f32::to_string).collect();
     let made = [
         ("source", sources.join(",")),
@@ -122,8 +148,24 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// [`embed::part`], with its progress shown.
-fn part(corpus: &Corpus, source: &Source, args: &Args) -> Result<Part> {
+/// What the model of a run has learnt of the items: its output embeddings, less their mean.
+fn learnt(folder: &Path, names: &[String]) -> Result<Embeddings> {
+    let device: DeviceRef = Arc::new(Cpu::new());
+    let model =
+        ItemModel::load(&device, folder, names, 1).with_context(|| folder.display().to_string())?;
+    let rows = Embeddings {
+        dim: model.model.architecture.hidden,
+        data: model.embeddings()?,
+    };
+    Ok(rows.centred())
+}
+
+/// [`embed::part`], with its progress shown, or what a model says.
+fn part(corpus: &Corpus, from: &From, args: &Args) -> Result<Part> {
+    let source = match from {
+        From::Source(source) => source,
+        From::Model(folder) => return Ok(Part::given(learnt(folder, &corpus.items.names)?)),
+    };
     let mut progress = Progress::new();
     progress.stage(&source.to_string(), 0, embed::STEPS);
     let part = embed::part(corpus, source, args.dim, args.seed, |done| {

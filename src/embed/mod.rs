@@ -101,7 +101,7 @@ pub fn part(
             let svd = decompose(&matrix);
             Ok(Part::of_svd(&svd, matrix.cols, f64::sqrt))
         }
-        Source::File(path) => Ok(Part::new(embeddings::read(path, &items.names)?, None)),
+        Source::File(path) => Ok(Part::given(embeddings::read(path, &items.names)?)),
     }
 }
 
@@ -115,6 +115,11 @@ impl Part {
             data: scaled.collect(),
         };
         Part::new(embeddings, Some((columns, svd.explained)))
+    }
+
+    /// Embeddings that are there.
+    pub fn given(embeddings: Embeddings) -> Part {
+        Part::new(embeddings, None)
     }
 
     fn new(mut embeddings: Embeddings, decomposed: Option<(usize, f64)>) -> Part {

@@ -5,6 +5,7 @@ pub mod comparison;
 pub mod context;
 pub mod engine;
 pub mod head;
+pub mod item_model;
 pub mod job;
 pub mod judge;
 pub mod mixing;

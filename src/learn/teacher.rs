@@ -2,18 +2,16 @@
 //! history says how likely each item is to follow. It reads the histories that the policy is asked about.
 
 use super::context::attention;
-use super::job;
+use super::item_model::ItemModel;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::device::{Buffer, DeviceRef, Precision, Size, Slice, Stream, Word};
+use crate::device::{Buffer, DeviceRef, Size, Slice, Stream, Word};
 use crate::forest::{Forest, ForestSize, PromptAttention, Row};
 use crate::kernels::shares::{self, Shares};
 use crate::model::activations::Cache;
-use crate::model::checkpoint::Init;
 use crate::model::{Activations, Asked, Model};
-use crate::run::locate_model;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// The prompts of a part, in the teacher's tokens.
@@ -73,30 +71,9 @@ impl Teacher {
         data: &Dataset,
         (parts, prompts): (usize, usize),
     ) -> Result<Teacher> {
-        let located = locate_model(path)?;
-        let own = located
-            .config
-            .context("a checkpoint outside its run does not say what data it was made for")?;
-        let own = Config::load(Some(&own), &[])?;
-        let catalog = job::load_data(&own)?.catalog;
-        ensure!(
-            catalog.levels() == 1,
-            "it spells an item in {} tokens: a teacher needs one (`vstar sid build --method atomic`)",
-            catalog.levels()
-        );
-        let find = |name: &String| {
-            let found = catalog.item_of_name(name);
-            found.with_context(|| format!("it does not know item {name:?}"))
-        };
-        let items = data.catalog.names().iter().map(find);
-        let items = items.collect::<Result<Vec<u32>>>()?;
         let longest = 1 + data.max_history;
-        let init = Init {
-            seed: own.seed,
-            std: own.model.init_std as f32,
-        };
-        let model = Model::load(device, &located.checkpoint, longest, Precision::F32, init)?;
-        let (tokens, d) = (prompts * longest, model.architecture.hidden);
+        let own = ItemModel::load(device, path, data.catalog.names(), longest)?;
+        let (tokens, d) = (prompts * longest, own.model.architecture.hidden);
         let new = |label, words| Buffer::new(device, label, words);
         let parts = (0..parts).map(|_| {
             Ok(Prompts {
@@ -108,11 +85,19 @@ impl Teacher {
                 size: ForestSize::default(),
             })
         });
-        let output = model.output_embeddings()?;
-        let keys = keys(&output, d, &catalog, (&items, data))?;
+        let rows = own.embeddings()?;
+        let keys = data
+            .catalog
+            .sid_means(d, |item| &rows[item as usize * d..][..d]);
+        let ItemModel {
+            config: its,
+            catalog,
+            model,
+            items,
+        } = own;
         Ok(Teacher {
             acts: Activations::for_inference(&model, tokens, Cache::PerLayer(tokens))?,
-            attention: attention(&own),
+            attention: attention(&its),
             forest: Forest::new(),
             parts: parts.collect::<Result<Vec<Prompts>>>()?,
             hidden: new("teacher's hidden states", prompts * d)?,
@@ -188,23 +173,4 @@ impl Teacher {
         };
         shares::shares(s, on, params);
     }
-}
-
-/// The output embedding of each SID of `data` out of those of the teacher's tokens.
-fn keys(
-    output: &[f32],
-    d: usize,
-    catalog: &Catalog,
-    (items, data): (&[u32], &Dataset),
-) -> Result<Vec<f32>> {
-    let needs = catalog.vocab_size() * d;
-    ensure!(
-        output.len() >= needs,
-        "its vocabulary of {} tokens is too small for its data: was it trained on other data?",
-        output.len() / d
-    );
-    Ok(data.catalog.sid_means(d, |item| {
-        let token = catalog.sid_tokens(catalog.item_sid(items[item as usize]))[0];
-        &output[token as usize * d..][..d]
-    }))
 }

@@ -233,23 +233,7 @@ struct Points {
 
 impl Points {
     fn new(embeddings: &Embeddings) -> Points {
-        let width = embeddings.dim;
-        let rows = || embeddings.data.chunks_exact(width);
-        let mut mean = vec![0.0; width];
-        for row in rows() {
-            mean.iter_mut()
-                .zip(row)
-                .for_each(|(sum, &x)| *sum += x as f64);
-        }
-        let count = rows().len() as f64;
-        mean.iter_mut().for_each(|sum| *sum /= count);
-        let about = |row: &[f32]| {
-            let pairs = row.iter().zip(&mean);
-            pairs
-                .map(|(&x, mean)| (x as f64 - mean) as f32)
-                .collect::<Vec<_>>()
-        };
-        let data: Vec<f32> = rows().flat_map(about).collect();
+        let Embeddings { dim: width, data } = embeddings.centred();
         Points {
             width,
             variance: data.iter().map(|&x| (x as f64).powi(2)).sum(),
