@@ -15,6 +15,7 @@ pub mod recorder;
 pub mod report;
 pub mod shader;
 pub mod size;
+pub mod slice;
 pub mod stream;
 pub mod threads;
 pub mod timing;
@@ -29,9 +30,10 @@ use timing::Times;
 
 pub use cost::Cost;
 pub use size::{Size, Word};
+pub use slice::Slice;
 pub use stream::{
     Access, Args, Binding, Form, Grid, Home, Kernel, Launch, PORTABLE, Param, Precision, Pushed,
-    Slice, Stream, Type,
+    Stream, Type,
 };
 
 pub use tuning::Choices;

@@ -174,7 +174,8 @@ impl Engine {
         let device = &model.device.clone();
         let (tokens, slots) = (capacity.tokens, capacity.slots);
         let iterations = matmul::ITERATIONS * tokens as u64;
-        admit_loop(device, iterations, &format!("a pass over {tokens} tokens"))?;
+        let what = format!("a pass over {tokens} tokens (accumulating takes smaller ones)");
+        admit_loop(device, iterations, &what)?;
         let kept = (options.recompute, options.dropout);
         let acts = Activations::for_training(&model, tokens, slots, kept)?;
         let head = Head::new(device, &model, capacity)?;
