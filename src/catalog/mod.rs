@@ -39,22 +39,43 @@ impl Embeddings {
         &self.data[item as usize * self.dim..][..self.dim]
     }
 
+    fn mean(&self) -> Vec<f64> {
+        let rows = self.data.chunks_exact(self.dim);
+        let count = rows.len() as f64;
+        let mut mean = vec![0.0; self.dim];
+        for row in rows {
+            for (sum, &x) in mean.iter_mut().zip(row) {
+                *sum += x as f64;
+            }
+        }
+        mean.iter_mut().for_each(|sum| *sum /= count);
+        mean
+    }
+
+    /// Each vector less the mean of all, before it is rounded.
+    fn about_mean(&self) -> impl Iterator<Item = Vec<f64>> {
+        let (mean, rows) = (self.mean(), self.data.chunks_exact(self.dim));
+        rows.map(move |row| row.iter().zip(&mean).map(|(&x, m)| x as f64 - m).collect())
+    }
+
     /// The vectors less their mean.
     pub fn centred(&self) -> Embeddings {
-        let rows = || self.data.chunks_exact(self.dim);
-        let mut mean = vec![0.0; self.dim];
-        for row in rows() {
-            mean.iter_mut()
-                .zip(row)
-                .for_each(|(sum, &x)| *sum += x as f64);
-        }
-        let count = rows().len() as f64;
-        mean.iter_mut().for_each(|sum| *sum /= count);
-        let about =
-            rows().flat_map(|row| row.iter().zip(&mean).map(|(&x, m)| (x as f64 - m) as f32));
         Embeddings {
             dim: self.dim,
-            data: about.collect(),
+            data: self.about_mean().flatten().map(|x| x as f32).collect(),
+        }
+    }
+
+    /// The direction of each vector from the mean of all: of length 1, or zeros where it is the mean.
+    pub fn directions(&self) -> Embeddings {
+        let unit = |row: Vec<f64>| {
+            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let length = if length > 0.0 { length } else { 1.0 };
+            row.into_iter().map(move |x| (x / length) as f32)
+        };
+        Embeddings {
+            dim: self.dim,
+            data: self.about_mean().flat_map(unit).collect(),
         }
     }
 }

@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// What the model of a run has learnt of the items: its output embeddings, less their mean.
+/// What the model of a run has learnt of the items: the directions of its output embeddings from their mean.
 fn learnt(folder: &Path, names: &[String]) -> Result<Embeddings> {
     let device: DeviceRef = Arc::new(Cpu::new());
     let model =
@@ -157,7 +157,7 @@ fn learnt(folder: &Path, names: &[String]) -> Result<Embeddings> {
         dim: model.model.architecture.hidden,
         data: model.embeddings()?,
     };
-    Ok(rows.centred())
+    Ok(rows.directions())
 }
 
 /// [`embed::part`], with its progress shown, or what a model says.

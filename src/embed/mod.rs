@@ -101,7 +101,7 @@ pub fn part(
             let svd = decompose(&matrix);
             Ok(Part::of_svd(&svd, matrix.cols, f64::sqrt))
         }
-        Source::File(path) => Ok(Part::given(embeddings::read(path, &items.names)?)),
+        Source::File(path) => Ok(Part::new(embeddings::read(path, &items.names)?, None)),
     }
 }
 
@@ -117,25 +117,28 @@ impl Part {
         Part::new(embeddings, Some((columns, svd.explained)))
     }
 
-    /// Embeddings that are there.
+    /// Embeddings of length 1, or 0, that are there.
     pub fn given(embeddings: Embeddings) -> Part {
-        Part::new(embeddings, None)
+        let rows = embeddings.data.par_chunks_exact(embeddings.dim);
+        Part {
+            zero_rows: rows.filter(|row| is_zero(row)).count(),
+            embeddings,
+            decomposed: None,
+        }
     }
 
     fn new(mut embeddings: Embeddings, decomposed: Option<(usize, f64)>) -> Part {
         let rows = embeddings.data.par_chunks_exact_mut(embeddings.dim);
-        let zero_rows = rows
-            .map(|row| {
-                normalise(row);
-                row.iter().all(|&x| x == 0.0) as usize
-            })
-            .sum();
+        rows.for_each(normalise);
         Part {
-            embeddings,
             decomposed,
-            zero_rows,
+            ..Part::given(embeddings)
         }
     }
+}
+
+fn is_zero(row: &[f32]) -> bool {
+    row.iter().all(|&x| x == 0.0)
 }
 
 /// The parts side by side, each times its weight.
