@@ -8,6 +8,7 @@ pub mod formula;
 pub mod kernels;
 pub mod report;
 pub mod scaling;
+mod singles;
 pub mod steps;
 pub mod stopwatch;
 pub mod workload;
