@@ -48,8 +48,9 @@ impl From<Dims> for Dims<Size> {
     }
 }
 
-/// Iterations of an invocation's loops for each term of the sums, at most: of the tiled form.
-pub const ITERATIONS: u64 = 4;
+/// Iterations of an invocation's loops for each term of the sums, at most; but for tiles, which take more and are left out
+/// where that is too many.
+pub const ITERATIONS: u64 = 2;
 
 params! {
     /// `start` is a [`Start`]. `first`: the row of the log-sums that A's first row belongs to, where A is a softmax.

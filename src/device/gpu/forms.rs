@@ -5,7 +5,7 @@
 //! those of the portable form is left out: drivers have faults, and some forms are made of what is experimental.
 
 use super::pieces::Alone;
-use super::{Gpu, GpuOptions, State, bind_group_key, new_buffer};
+use super::{Gpu, GpuOptions, State, bind_group_key, loops, new_buffer};
 use crate::device::lockstep::{Elements, relative_error};
 use crate::device::stream::{Launch, Stream};
 use crate::device::tuning::{self, Choices, Class, Forms, bits};
@@ -186,7 +186,8 @@ impl Gpu {
     }
 
     pub(super) fn class(&self, launch: &Launch) -> Class {
-        Class::of(launch, self.offer.forms(launch.kernel, launch.halves()))
+        let offered = self.offer.forms(launch.kernel, launch.halves());
+        Class::of(launch, loops::ending(launch, offered, self.longest_loop))
     }
 
     /// The form in which a launch like this one ran last, or the one insisted on.

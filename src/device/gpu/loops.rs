@@ -2,6 +2,8 @@
 //! whatever their conditions say, and says nothing: sums come out short. So a software adapter is asked at first.
 
 use super::{new_buffer, one_line};
+use crate::device::tuning::bits;
+use crate::device::{Home, Launch};
 use anyhow::{Result, anyhow};
 use std::sync::mpsc::channel;
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
@@ -63,6 +65,23 @@ pub(super) fn longest(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<u32>
     let view = landing.get_mapped_range(..).map_err(|e| failed(&e))?;
     let made = bytemuck::cast_slice::<u8, u32>(&view)[1];
     Ok(if made < ASKED { made } else { u32::MAX })
+}
+
+/// Iterations for each of the `k` terms of a product's sums in forms for hardware, whose tiles nest loops.
+const NESTED: u64 = 4;
+
+/// Those of the forms `offered` for a launch whose loops all end by themselves.
+pub(super) fn ending(launch: &Launch, offered: u32, longest: u32) -> u32 {
+    let kernel = launch.kernel;
+    let terms = kernel.params.iter().position(|param| param.name == "k");
+    let terms = terms.map_or(0, |at| launch.params()[at]);
+    if NESTED * terms as u64 <= longest as u64 {
+        return offered;
+    }
+    let nests = |&form: &usize| form > 0 && kernel.forms[form - 1].home == Home::Hardware;
+    bits(offered)
+        .filter(nests)
+        .fold(offered, |left, form| left & !(1 << form))
 }
 
 #[cfg(test)]
