@@ -13,12 +13,14 @@ mod train;
 
 use devices::{bare_gpu, cpu, gpu};
 use folder::in_folder;
-use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
+use steps::{
+    CAUSAL, Outcome, both_ways, fine_tune, gradient, gradient_difference, sft_step, update,
+};
 use train::{config, dataset, engine};
 use vstar::device::gpu::GpuOptions;
-use vstar::device::{DeviceRef, MAX_BUFFER_WORDS, Stream, TooLarge};
+use vstar::device::{DeviceRef, MAX_BUFFER_WORDS, TooLarge};
 use vstar::forest::{Forest, PromptAttention};
-use vstar::learn::engine::{Capacity, Engine, Options, Room, Targets};
+use vstar::learn::engine::{Capacity, Engine, Options, Targets};
 use vstar::learn::head::Head;
 use vstar::learn::job::{self, Stages};
 use vstar::learn::plan::Plan;
@@ -181,9 +183,6 @@ fn recomputed_activations_are_the_same_bits() {
     }
 }
 
-/// Log-probs, and the gradient by tensor.
-type Outcome = (Vec<f32>, Vec<(String, Vec<f32>)>);
-
 /// Log-probs and gradient with logits in chunks of at most `words`, by the way of fine-tuning and by that of a policy.
 fn with_chunks(device: &DeviceRef, words: usize) -> [Outcome; 2] {
     let (data, config) = (dataset(), config(&["model.tie_embeddings=false"]));
@@ -196,23 +195,7 @@ fn with_chunks(device: &DeviceRef, words: usize) -> [Outcome; 2] {
         push_window(&data.catalog, items, w, PromptAttention::Causal, into);
     }
     assert!(targets.rows.len() > 130, "several chunks of 64 rows");
-    let room = Room::new(&engine).unwrap();
-    let input = engine.upload(&room, &forest, &targets).unwrap();
-    let g: Vec<f32> = (0..targets.len()).map(|k| (k as f32).sin()).collect();
-    engine.head.g.write_f32(&g).unwrap();
-    [true, false].map(|fused| {
-        let mut s = Stream::new();
-        Model::clear(&mut s, &engine.optimiser.gradient);
-        if fused {
-            engine.forward_backward(&mut s, &input, 0.0);
-        } else {
-            engine.forward(&mut s, &input, engine.head.logp.all());
-            engine.backward_head(&mut s, &input);
-            engine.backward_backbone(&mut s, &input);
-        }
-        device.run(&s).unwrap();
-        (engine.head.logp.read_f32().unwrap(), gradient(&engine))
-    })
+    both_ways(&engine, (&forest, &targets), 0.0)
 }
 
 #[test]

@@ -10,16 +10,16 @@ mod toy;
 mod train;
 
 use devices::{cpu, gpu};
-use steps::{CAUSAL, gradient, gradient_difference, regularised_step, update};
+use steps::{CAUSAL, Outcome, both_ways, gradient_difference, regularised_step, update};
 use train::{config, dataset};
 use vstar::config::Config;
 use vstar::data::Dataset;
 use vstar::decode::search::{Decoding, Searcher};
+use vstar::device::DeviceRef;
 use vstar::device::gpu::GpuOptions;
-use vstar::device::{DeviceRef, Stream};
 use vstar::forest::Forest;
 use vstar::kernels::harness::lockstep_pair;
-use vstar::learn::engine::{Capacity, Engine, Room, Targets};
+use vstar::learn::engine::{Capacity, Engine, Targets};
 use vstar::learn::job::{self, Stages};
 use vstar::learn::sequences::{Window, push_window, windows};
 use vstar::learn::sft::Regulariser;
@@ -92,30 +92,11 @@ fn packed(data: &Dataset) -> (Forest, Targets) {
     (forest, targets)
 }
 
-/// Log-probs, and gradients by tensor.
-type Outcome = (Vec<f32>, Vec<(String, Vec<f32>)>);
-
 /// Log-probs and gradient, by the way of fine-tuning with label smoothing and by that of a policy.
 fn passes(device: &DeviceRef, config: &Config, data: &Dataset) -> [Outcome; 2] {
     let engine = engine(device, config, data);
     let (forest, targets) = packed(data);
-    let room = Room::new(&engine).unwrap();
-    let input = engine.upload(&room, &forest, &targets).unwrap();
-    let g: Vec<f32> = (0..targets.len()).map(|k| (k as f32).sin()).collect();
-    [0.1, 0.0].map(|smoothing| {
-        engine.head.g.write_f32(&g).unwrap();
-        let mut s = Stream::new();
-        Model::clear(&mut s, &engine.optimiser.gradient);
-        if smoothing > 0.0 {
-            engine.forward_backward(&mut s, &input, smoothing);
-        } else {
-            engine.forward(&mut s, &input, engine.head.logp.all());
-            engine.backward_head(&mut s, &input);
-            engine.backward_backbone(&mut s, &input);
-        }
-        device.run(&s).unwrap();
-        (engine.head.logp.read_f32().unwrap(), gradient(&engine))
-    })
+    both_ways(&engine, (&forest, &targets), 0.1)
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Fine-tuning steps and what they leave, for tests that look inside.
 
 use vstar::data::Dataset;
+use vstar::device::Stream;
 use vstar::device::lockstep::relative_error;
 use vstar::forest::{Forest, PromptAttention};
-use vstar::learn::engine::{Engine, Targets};
+use vstar::learn::engine::{Engine, Room, Targets};
 use vstar::learn::sequences::{Window, epoch_order, push_window, windows};
 use vstar::learn::sft::{Regulariser, StepResult, Trainer};
+use vstar::model::Model;
 use vstar::model::layout::parts;
 use vstar::model::optimiser::Update;
 
@@ -78,6 +80,36 @@ pub fn fine_tune(
         result.loss
     };
     (0..steps).map(step).collect()
+}
+
+/// Log-probs, and gradients by tensor.
+#[allow(dead_code)]
+pub type Outcome = (Vec<f32>, Vec<(String, Vec<f32>)>);
+
+/// Log-probs and gradient of a pass, by the way of fine-tuning with that label smoothing and by that of a policy.
+#[allow(dead_code)]
+pub fn both_ways(
+    engine: &Engine,
+    (forest, targets): (&Forest, &Targets),
+    smoothing: f32,
+) -> [Outcome; 2] {
+    let room = Room::new(engine).unwrap();
+    let input = engine.upload(&room, forest, targets).unwrap();
+    let g: Vec<f32> = (0..targets.len()).map(|k| (k as f32).sin()).collect();
+    [true, false].map(|fused| {
+        engine.head.g.write_f32(&g).unwrap();
+        let mut s = Stream::new();
+        Model::clear(&mut s, &engine.optimiser.gradient);
+        if fused {
+            engine.forward_backward(&mut s, &input, smoothing);
+        } else {
+            engine.forward(&mut s, &input, engine.head.logp.all());
+            engine.backward_head(&mut s, &input);
+            engine.backward_backbone(&mut s, &input);
+        }
+        engine.model.device.run(&s).unwrap();
+        (engine.head.logp.read_f32().unwrap(), gradient(engine))
+    })
 }
 
 /// The gradient of the last step, tensor by tensor.
