@@ -2,8 +2,8 @@
 //! arXiv 2602.10699) on any GPU through wgpu, or on the CPU.
 //!
 //! Arrows point one way: `cli -> bench -> learn, eval -> decode -> model -> kernels -> device`, and
-//! `cli -> sid -> kernels`, `cli -> export -> kernels`, `sid -> embed -> data`; `calendar`, `catalog`, `data`, `forest`, `config`, `floats`, `plot`
-//! and `rng` are leaves. See `docs/architecture.md`.
+//! `cli -> sid -> kernels`, `cli -> export -> kernels`, `sid -> embed -> data`; `calendar`, `catalog`, `data`, `forest`, `config`, `fingerprint`, `floats`,
+//! `plot` and `rng` are leaves. See `docs/architecture.md`.
 
 // A launch names every slice and size of its kernel, and a struct for each would only repeat the shader's bindings.
 #![allow(clippy::too_many_arguments)]
@@ -19,6 +19,7 @@ pub mod device;
 pub mod embed;
 pub mod eval;
 pub mod export;
+pub mod fingerprint;
 pub mod floats;
 pub mod forest;
 pub mod kernels;

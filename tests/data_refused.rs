@@ -64,7 +64,7 @@ fn empty_files_are_refused() {
 
 #[test]
 fn truncated_files_are_refused_where_they_end() {
-    let cut_short = "the file is cut short";
+    let cut_short = "cut short";
     Copy::of("letter")
         .cut("Toy.index.json", "\"3\":")
         .refused(&["Toy.index.json:5: ", cut_short]);

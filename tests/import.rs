@@ -207,7 +207,7 @@ fn every_layout_gives_the_same_interactions() {
             _ => assert_eq!(text, "A, B", "{layout}"),
         }
         match layout {
-            "Amazon 2014" | "Amazon 2018" => assert_eq!(other, "O'N\nof\n it"),
+            "Amazon 2014" | "Amazon 2018" => assert_eq!(other, "O'N\nof it"),
             "Amazon 2023" => assert_eq!(other, "O'N\nof\nit"),
             _ => assert_eq!(other, ""),
         }
@@ -323,11 +323,26 @@ fn bad_lines_are_refused_by_file_and_line() {
     let k = core(1);
     reviews("{\"reviewerID\": \"1\", \"asin\": \"2\"}").refused(
         &k,
-        &["reviews.json.gz:702: ", "missing field `unixReviewTime`"],
+        &[
+            "reviews.json.gz:702: ",
+            "a review without \"unixReviewTime\"",
+        ],
     );
     reviews("{\"reviewerID\": \"1\", \"asi").refused(&k, &["reviews.json.gz:702: ", "cut short"]);
-    reviews("{\"reviewerID\": \"1\", \"asin\": \"2\", \"unixReviewTime\": \"soon\"}")
-        .refused(&k, &["reviews.json.gz:702: ", "invalid type"]);
+    reviews("{\"reviewerID\": \"1\", \"asin\": \"2\", \"unixReviewTime\": \"soon\"}").refused(
+        &k,
+        &[
+            "reviews.json.gz:702: ",
+            "\"unixReviewTime\" is \"soon\", where a whole number",
+        ],
+    );
+    reviews("{\"reviewerID\": null, \"asin\": \"2\", \"unixReviewTime\": 1}").refused(
+        &k,
+        &[
+            "reviews.json.gz:702: ",
+            "\"reviewerID\" is null, where a text",
+        ],
+    );
 
     let meta = |text: &[u8]| {
         Raw::new()
@@ -363,6 +378,56 @@ fn bad_lines_are_refused_by_file_and_line() {
     // Two members in one file, as splitting tools leave, are one text.
     fs::write(whole.path("reviews.json.gz"), [&bytes[..], &bytes].concat()).unwrap();
     assert_eq!(whole.import(&k).unwrap().1.steps[0].interactions, 1400);
+}
+
+/// What Python prints that is no JSON, texts that were cut within a character, and two keys for the same.
+#[test]
+fn what_python_prints_is_read_wherever_it_is() {
+    let log = log(7);
+    let printed = REVIEW_2014.replace('"', "'");
+    let odd = REVIEW_2018
+        .replace("5.0", "NaN")
+        .replace("true", r#"true, "x": "\ud83d""#);
+    let meta = r#"{"asin": "0", "title": "A \ud83d\ude00", "price": NaN, "brand": "", "store": "S", "category": ["C"], "categories": []}
+{"asin": "1", "title": "<span class='x'>B&eacute;</span>", "brand": "\n by\n   N", "description": ["\ud83d"]}
+{"asin": "2", "title": "var aPageStart = (new Date()).getTime();"}
+"#;
+    let mut logs = Vec::new();
+    for form in [REVIEW_2014, &printed, &odd] {
+        let raw = Raw::new()
+            .write("reviews.json.gz", lines(&log, form))
+            .write("meta.json", meta);
+        let (source, _) = raw.import(&core(5)).unwrap();
+        assert_eq!(source.items.titles[..3], ["A 😀", "Bé", ""], "{form}");
+        assert_eq!(source.items.texts[..3], ["S\nC", "by N\n\u{fffd}", ""]);
+        logs.push(source.log);
+    }
+    assert!(logs.iter().all(|log| *log == logs[0]));
+}
+
+#[test]
+fn files_people_have_that_are_not_read_are_called_what_they_are() {
+    let refused = |path: &Path, wanted: &str| {
+        let error = import(&[path.into()], &core(1), "", "", &mut Count::default()).unwrap_err();
+        assert!(format!("{error:#}").contains(wanted), "{error:#}");
+    };
+    let raw = Raw::new()
+        .write("ml-1m.zip", b"PK\x03\x04....")
+        .write("ratings_Toy.csv", "A1,B1,5.0,1400000000\n")
+        .write(
+            "Toy.csv",
+            "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1\n",
+        );
+    refused(&raw.path("ml-1m.zip"), "unpack it first");
+    refused(&raw.path("ratings_Toy.csv"), "take the reviews");
+    refused(&raw.path("Toy.csv"), "take the reviews");
+    raw.refused(&core(1), &["no interactions here", "unpack it first"]);
+    fs::write(raw.path("head.json.gz"), b"\x1f\x8bgarbage").unwrap();
+    refused(&raw.path("head.json.gz"), "cut short");
+    fs::write(raw.path("head.json.gz"), b"\x1f\x8bgarbage beyond a header").unwrap();
+    refused(&raw.path("head.json.gz"), "damaged");
+    #[cfg(unix)]
+    refused(Path::new("/dev/null"), "no regular file");
 }
 
 #[test]
@@ -466,6 +531,18 @@ fn the_command_makes_a_folder_with_a_card_that_is_read_again_but_not_trained_on(
         let [was, is] = [&toy, &again].map(|folder| fs::read(folder.join(file)).unwrap());
         assert_eq!(was, is, "{file}");
     }
+    // SIDs may be made of interactions that another split tests.
+    let [sids, without] = ["sids", "without"].map(|name| raw.path(name));
+    let build = ["sid", "build", "--data", text(&toy), "--method", "random"];
+    success(&[&build[..], &["--device", "cpu", "--out", text(&sids)]].concat());
+    success(&["data", "import", text(&sids), "--out", text(&without)]);
+    let [was, is] = [&toy, &without].map(|folder| fs::read(folder.join("items.jsonl")).unwrap());
+    assert_eq!(was, is);
+    let reviews = raw.path("Toy.jsonl.gz");
+    let both = ["data", "import", text(&toy), text(&reviews)];
+    let message = failure(&[&both[..], &["--out", text(&raw.path("both"))]].concat());
+    assert!(message.contains("import it by itself"), "{message}");
+
     let narrower = ["--k-core", "7", "--split", "time", "--out", text(&time)];
     success(&[&["data", "import", text(&toy)][..], &narrower].concat());
     let corpus = load_corpus(Some(&time), LoadOptions::default()).unwrap();
@@ -490,7 +567,7 @@ fn the_command_makes_a_folder_with_a_card_that_is_read_again_but_not_trained_on(
 
     let message = failure(&["data", "import", text(raw.0.path()), "--out", text(&toy)]);
     assert!(message.contains("is there already"), "{message}");
-    let [nothing, reviews] = ["nothing", "Toy.jsonl.gz"].map(|name| raw.path(name));
+    let nothing = raw.path("nothing");
     let arguments = ["data", "import", text(&reviews), "--k-core", "99"];
     failure(&[&arguments[..], &["--out", text(&nothing)]].concat());
     assert!(!nothing.exists() && !raw.path(".nothing.partial").exists());

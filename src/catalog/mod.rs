@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::fingerprint::fnv1a;
+
 pub use trie::{LevelShape, Trie};
 
 /// Token that stands for nothing; never predicted.
@@ -303,6 +305,21 @@ impl Catalog {
         self.trie.sid_of(self.trie.walk(tokens)?)
     }
 
+    /// Tells catalogs apart that mean different things to a model: other items, or other codes of an item. The order of
+    /// the items is none of it.
+    pub fn fingerprint(&self) -> String {
+        let item = |item: u32| {
+            let name = self.name(item).bytes().chain([0xff]);
+            let codes = self
+                .item_codes(item)
+                .iter()
+                .flat_map(|code| code.to_le_bytes());
+            fnv1a(name.chain(codes))
+        };
+        let all = (0..self.items() as u32).map(item);
+        format!("{:016x}", all.fold(0, u64::wrapping_add))
+    }
+
     /// Number of tokens: special ones, then every code of every level.
     pub fn vocab_size(&self) -> usize {
         (SPECIAL_TOKENS + self.codebooks.iter().sum::<u32>()) as usize
@@ -327,23 +344,19 @@ impl Catalog {
 }
 
 impl Items {
-    /// The items `kept`, in that order, with all that is known of them.
-    pub fn select(&self, kept: &[u32]) -> Items {
-        fn rows<T: Clone>(data: &[T], width: usize, kept: &[u32]) -> Vec<T> {
-            let row = |&item: &u32| data.get(item as usize * width..(item as usize + 1) * width);
-            kept.iter().filter_map(row).flatten().cloned().collect()
+    /// The items `kept`, in that order, without what may have been made of interactions: SIDs and embeddings.
+    pub fn without_sids(&self, kept: &[u32]) -> Items {
+        // Some are there for no item.
+        fn rows<T: Clone>(data: &[T], kept: &[u32]) -> Vec<T> {
+            let row = |&item: &u32| data.get(item as usize);
+            kept.iter().filter_map(row).cloned().collect()
         }
         Items {
-            names: rows(&self.names, 1, kept),
-            titles: rows(&self.titles, 1, kept),
-            texts: rows(&self.texts, 1, kept),
-            levels: self.levels,
-            codes: rows(&self.codes, self.levels, kept),
-            embeddings: self.embeddings.as_ref().map(|embeddings| Embeddings {
-                dim: embeddings.dim,
-                data: rows(&embeddings.data, embeddings.dim, kept),
-            }),
-            worth: rows(&self.worth, 1, kept),
+            names: rows(&self.names, kept),
+            titles: rows(&self.titles, kept),
+            texts: rows(&self.texts, kept),
+            worth: rows(&self.worth, kept),
+            ..Items::default()
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::npy;
 use crate::catalog::Embeddings;
+use crate::fingerprint::fnv1a;
 use crate::floats;
 
 /// Name of the file, beside `items.jsonl`.
@@ -105,10 +106,7 @@ pub fn bytes(embeddings: &Embeddings, names: &[String], made: &[(&str, String)])
 /// FNV-1a (64 bits) of the ids in their order, each ended by a byte that no text holds.
 fn fingerprint(names: &[String]) -> String {
     let ids = names.iter().flat_map(|name| name.bytes().chain([0xff]));
-    let hash = ids.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    format!("{:016x}", fnv1a(ids))
 }
 
 #[cfg(test)]

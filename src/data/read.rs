@@ -173,7 +173,7 @@ pub(super) fn json_message(error: &serde_json::Error) -> String {
         .rsplit_once(" at line ")
         .map_or(&*text, |(message, _)| message);
     match error.is_eof() {
-        true => format!("the file is cut short ({text})"),
+        true => format!("the JSON is cut short ({text})"),
         false => text.into(),
     }
 }

@@ -29,17 +29,29 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// That [`write_folder`] may make `path`, for who has much to do before.
+///
+/// # Errors
+/// It is taken by anything but an empty folder.
+pub fn ensure_free(path: &Path) -> Result<()> {
+    let taken = fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some());
+    ensure!(
+        !taken && !path.is_file(),
+        "{} is there already: name another folder, or remove it",
+        path.display()
+    );
+    Ok(())
+}
+
 /// Makes the folder `path`, durably: `fill` writes into a temporary folder that becomes `path` when all is there.
 ///
 /// # Errors
 /// `path` is taken by anything but an empty folder, `fill` fails, or the disk does. There is no new folder then.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let shown = path.display();
-    let taken = fs::read_dir(path).is_ok_and(|mut inside| inside.next().is_some());
-    ensure!(
-        !taken && !path.is_file(),
-        "{shown} is there already: name another folder, or remove it"
-    );
+    ensure_free(path)?;
+    // `.` has no name to put another beside.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let partial = partial(path);
     let prepare = || -> std::io::Result<()> {
         fs::create_dir_all(parent(path))?;

@@ -15,7 +15,7 @@ mod progress;
 mod state;
 
 pub use checkpoint::Checkpoints;
-pub use disk::{atomic_write, write_folder};
+pub use disk::{atomic_write, ensure_free, write_folder};
 pub use folder::{Located, RunFolder, locate_model};
 pub use interrupt::{Interrupt, Interrupted};
 pub use metrics::{Entry, Metrics};

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::calendar;
 use crate::data::import::{Options, Watch, Window, import};
 use crate::data::{Protocol, jsonl};
-use crate::run::{atomic_write, write_folder};
+use crate::run::{atomic_write, ensure_free, write_folder};
 
 /// Makes a dataset without semantic IDs from raw files: Amazon reviews, MovieLens, or our own JSONL
 ///
@@ -76,30 +76,26 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let name = (args.out.file_name()).map_or("data".into(), |name| name.to_string_lossy());
     let mut bar = Bar::new();
-    let mut made = None;
+    ensure_free(&args.out)?;
+    let (source, card) = import(&args.paths, &options, &name, &command(), &mut bar)?;
+    bar.0.finish_and_clear();
     write_folder(&args.out, |folder| {
-        let (source, card) = import(&args.paths, &options, &name, &command(), &mut bar)?;
         jsonl::write(folder, &source)?;
         atomic_write(&folder.join("card.md"), card.to_string().as_bytes())?;
         atomic_write(
             &folder.join("card.json"),
             &serde_json::to_vec_pretty(&card)?,
-        )?;
-        made = Some(card);
-        Ok(())
+        )
     })?;
-    bar.0.finish_and_clear();
-    if let Some(card) = made {
-        writeln!(
-            std::io::stdout(),
-            "{}: {} users, {} items, {} interactions, {}; see card.md in it",
-            args.out.display(),
-            card.users,
-            card.items,
-            card.interactions,
-            card.split.protocol
-        )?;
-    }
+    writeln!(
+        std::io::stdout(),
+        "{}: {} users, {} items, {} interactions, {}; see card.md in it",
+        args.out.display(),
+        card.users,
+        card.items,
+        card.interactions,
+        card.split.protocol
+    )?;
     Ok(())
 }
 
@@ -111,9 +107,10 @@ fn instant(text: &str) -> Result<i64, String> {
 
 /// The command line, as a person would type it.
 fn command() -> String {
-    let quoted = |word: String| match word.contains(char::is_whitespace) {
-        true => format!("'{word}'"),
-        false => word,
+    let plain = |c: char| c.is_alphanumeric() || "-_=+./,:@%".contains(c);
+    let quoted = |word: String| match !word.is_empty() && word.chars().all(plain) {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     };
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| quoted(word.to_string_lossy().into_owned()));

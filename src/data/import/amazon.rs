@@ -1,11 +1,9 @@
 //! Amazon reviews and item metadata, as published in 2014, 2018 and 2023: one object a line, JSON but for the metadata of
-//! 2014, whose lines are printed Python dicts.
+//! 2014, whose lines are printed Python dicts. Either may be in any of them: who keeps a part of a dump does it in Python.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::super::described::Described;
@@ -45,25 +43,19 @@ struct InMilliseconds<'a> {
 
 /// What a file with this first line is, if it is one of these.
 pub(super) fn recognise(line: &str) -> Option<(Layout, Kind)> {
-    let json = serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(line);
-    let is_json = json.is_ok();
-    let keys: HashSet<String> = match json {
-        Ok(entries) => entries.into_keys().map(Cow::into_owned).collect(),
-        Err(_) => match python::parse(line).ok()? {
-            Value::Object(entries) => entries.into_iter().map(|(key, _)| key).collect(),
-            _ => return None,
-        },
+    let Value::Object(record) = record(line).ok()? else {
+        return None;
     };
-    let has = |key| keys.contains(key);
-    let layout = match (has("parent_asin"), has("asin"), is_json) {
-        (true, _, true) => Layout::Amazon2023,
+    let has = |key| record.contains_key(key);
+    let printed = line.trim_start().starts_with("{'") || line.trim_start().starts_with("{u'");
+    let is_review = has("reviewerID") || has("user_id");
+    let layout = match (has("parent_asin"), has("asin")) {
+        (true, _) => Layout::Amazon2023,
         // The reviews of the two differ only in what is not read; `verified` came later.
-        (false, true, true) if has("reviewerID") && !has("verified") => Layout::Amazon2014,
-        (false, true, true) => Layout::Amazon2018,
-        (false, true, false) => Layout::Amazon2014,
+        (false, true) if printed || has("reviewerID") && !has("verified") => Layout::Amazon2014,
+        (false, true) => Layout::Amazon2018,
         _ => return None,
     };
-    let is_review = is_json && (has("reviewerID") || has("user_id"));
     Some((
         layout,
         match is_review {
@@ -73,9 +65,14 @@ pub(super) fn recognise(line: &str) -> Option<(Layout, Kind)> {
     ))
 }
 
+/// The object in a line: JSON, or what Python prints, which may be a dict, or JSON but for a `NaN` or half a character.
+fn record(line: &str) -> Result<Value, String> {
+    serde_json::from_str(line).or_else(|_| python::parse(line))
+}
+
 /// The review in a line.
 pub(super) fn review(line: &str, layout: Layout) -> Result<Review<'_>, String> {
-    let review = match layout {
+    let plain = match layout {
         Layout::Amazon2023 => serde_json::from_str(line).map(|review: InMilliseconds| Review {
             user: review.user,
             item: review.item,
@@ -87,15 +84,37 @@ pub(super) fn review(line: &str, layout: Layout) -> Result<Review<'_>, String> {
             time: review.seconds,
         }),
     };
-    review.map_err(|error| json_message(&error))
+    plain.or_else(|_| unusual_review(line, layout))
+}
+
+/// The review in a line that is not plain JSON, or what it lacks.
+fn unusual_review(line: &str, layout: Layout) -> Result<Review<'static>, String> {
+    let record = record(line)?;
+    let ([user, item, time], unit) = match layout {
+        Layout::Amazon2023 => (["user_id", "parent_asin", "timestamp"], 1000),
+        _ => (["reviewerID", "asin", "unixReviewTime"], 1),
+    };
+    let wrong = |key: &str, wanted: &str| match record.get(key) {
+        None => format!("a review without {key:?}"),
+        Some(found) => format!("{key:?} is {found}, where {wanted} was expected"),
+    };
+    let id = |key| match record.get(key).and_then(Value::as_str) {
+        Some(id) => Ok(Cow::Owned(id.to_owned())),
+        None => Err(wrong(key, "a text")),
+    };
+    let instant = record.get(time).and_then(Value::as_i64);
+    Ok(Review {
+        user: id(user)?,
+        item: id(item)?,
+        time: instant
+            .ok_or_else(|| wrong(time, "a whole number"))?
+            .div_euclid(unit),
+    })
 }
 
 /// The item that a line of metadata is about, and what it says.
 pub(super) fn description(line: &str, layout: Layout) -> Result<(String, Described), String> {
-    let value = match layout {
-        Layout::Amazon2014 => python::parse(line)?,
-        _ => serde_json::from_str(line).map_err(|error| json_message(&error))?,
-    };
+    let value = record(line)?;
     let key = match layout {
         Layout::Amazon2023 => "parent_asin",
         _ => "asin",

@@ -74,19 +74,23 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<RawFile>> {
                 }
             }
         } else {
-            files.push(recognise(path)?.ok_or_else(|| {
-                anyhow!(
-                    "{}:1: in no known layout: expected Amazon reviews or metadata, or a MovieLens file",
-                    path.display()
-                )
-            })?);
+            ensure!(
+                path.is_file() || !path.exists(),
+                "{}: is no regular file; files are read twice, so keep it as one",
+                path.display()
+            );
+            files.push(recognise(path)?.ok_or_else(|| unknown(path))?);
         }
     }
     let mut interactions = files.iter().filter(|file| file.kind == Kind::Interactions);
     let Some(first) = interactions.next() else {
         bail!(
-            "{}: no interactions here: looked for Amazon reviews (2014, 2018, 2023), MovieLens ratings and our JSONL",
-            paths[0].display()
+            "{}: no interactions here: looked for Amazon reviews (2014, 2018, 2023), MovieLens ratings and our JSONL{}",
+            paths[0].display(),
+            match paths.iter().any(|path| has_zip(path)) {
+                true => "; there is a zip archive: unpack it first",
+                false => "",
+            }
         );
     };
     if let Some(other) = interactions.find(|file| file.layout != first.layout) {
@@ -99,6 +103,34 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<RawFile>> {
         );
     }
     Ok(files)
+}
+
+/// What to say of a file that is none of ours.
+fn unknown(path: &Path) -> anyhow::Error {
+    let shown = path.display();
+    let expected = "expected Amazon reviews or metadata, or a MovieLens file";
+    let mut first = String::new();
+    if let Ok(mut lines) = Lines::open(path)
+        && lines.advance().is_ok()
+    {
+        first = lines.utf8_or_latin1().into_owned();
+    }
+    let fields: Vec<&str> = first.split(',').collect();
+    let is_rating = |fields: &[&str]| fields[fields.len() - 1].parse::<f64>().is_ok();
+    if first.starts_with("PK") {
+        anyhow!("{shown}: is a zip archive: unpack it first")
+    } else if first.starts_with("user_id,parent_asin,")
+        || fields.len() == 4 && is_rating(&fields[2..]) && is_rating(&fields[..3])
+    {
+        anyhow!("{shown}:1: Amazon's files of ratings alone are not read: take the reviews")
+    } else {
+        anyhow!("{shown}:1: in no known layout: {expected}")
+    }
+}
+
+fn has_zip(path: &Path) -> bool {
+    let folder = Folder::open(path);
+    folder.is_ok_and(|inside| (inside.paths()).any(|path| file_name(&path).ends_with(".zip")))
 }
 
 /// Layout and kind of a file, by its name or by its first record.

@@ -20,6 +20,17 @@ pub(super) struct Lines {
     line: Vec<u8>,
 }
 
+/// What to say of an error of reading.
+fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => "the gzip file is cut short here: download it again".into(),
+        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+            format!("the gzip data is damaged ({error}): download it again")
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// Counts what is read from the disk.
 struct Counted(File, Rc<Cell<u64>>);
 
@@ -45,8 +56,10 @@ impl Lines {
                 })
             })
             .map_err(|error| anyhow!("{}: cannot be opened ({error})", path.display()))?;
+        let begin = text.fill_buf();
+        let begin = begin.map_err(|error| read::at(path, 1, unreadable(&error)))?;
         // A byte order mark is not part of the text.
-        if matches!(text.fill_buf(), Ok(buffer) if buffer.starts_with(b"\xef\xbb\xbf")) {
+        if begin.starts_with(b"\xef\xbb\xbf") {
             text.consume(3);
         }
         Ok(Lines {
@@ -79,17 +92,7 @@ impl Lines {
                 Ok(false) => return Ok(false),
                 Ok(true) if self.line.trim_ascii().is_empty() => {}
                 Ok(true) => return Ok(true),
-                Err(error) => {
-                    return Err(self.fault(match error.kind() {
-                        ErrorKind::UnexpectedEof => {
-                            "the gzip file is cut short here: download it again".into()
-                        }
-                        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
-                            format!("the gzip data is damaged ({error}): download it again")
-                        }
-                        _ => error.to_string(),
-                    }));
-                }
+                Err(error) => return Err(self.fault(unreadable(&error))),
             }
         }
     }

@@ -156,12 +156,16 @@ pub fn import(
 
 impl Raw {
     fn open(paths: &[PathBuf]) -> Result<Raw> {
-        if let [path] = paths
-            && path.join("items.jsonl").is_file()
-        {
-            return Ok(Raw::Dataset(Box::new(timed(path)?)));
+        let ours = |path: &&PathBuf| path.join("items.jsonl").is_file();
+        match paths.iter().find(ours) {
+            Some(path) if paths.len() == 1 => Ok(Raw::Dataset(Box::new(timed(path)?))),
+            Some(path) => bail!(
+                "{}: is a dataset in our own format: import it by itself, without {} other",
+                path.display(),
+                paths.len() - 1
+            ),
+            None => Ok(Raw::Files(layout::find(paths)?)),
         }
-        Ok(Raw::Files(layout::find(paths)?))
     }
 
     /// Bytes of all readings.
@@ -230,7 +234,8 @@ impl Raw {
             Raw::Dataset(source) => {
                 let all: HashMap<&String, u32> = source.items.names.iter().zip(0..).collect();
                 let kept: Vec<u32> = names.iter().map(|name| all[name]).collect();
-                return Ok((source.items.select(&kept), 0));
+                // Those of another split may be made of interactions that are tested now.
+                return Ok((source.items.without_sids(&kept), 0));
             }
         };
         let mut items = Items {
@@ -246,8 +251,9 @@ impl Raw {
         for file in files.iter().filter(|file| file.kind == Kind::Descriptions) {
             file.descriptions(watch, &mut |item, described| {
                 if let Some(at) = undescribed.remove(item) {
-                    items.titles[at] = html::decode(&described.title());
-                    items.texts[at] = html::decode(&described.text());
+                    let described = described.map(&html::text);
+                    items.titles[at] = described.title();
+                    items.texts[at] = described.text();
                 }
             })?;
         }

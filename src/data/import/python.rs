@@ -1,11 +1,12 @@
-//! Printed Python values, which some dumps have in place of JSON: `{'asin': 'B1', 'also': ["it's", 2], 'price': None}`.
+//! Printed Python values, which some dumps have in place of JSON: `{'asin': 'B1', 'also': ["it's", 2], 'price': None}`, and
+//! what Python's own JSON has that others' has not: `NaN`, and halves of surrogate pairs.
 
 use serde_json::{Map, Number, Value};
 
 /// Deepest nesting accepted.
 const MAX_DEPTH: usize = 64;
 
-/// Parses a dict, list, tuple, string, number, `True`, `False` or `None`.
+/// Parses a dict, list, tuple, string, number, `True`, `False`, `None` or any JSON.
 ///
 /// # Errors
 /// Anything else; the message has the column, from 1.
@@ -114,9 +115,9 @@ impl Parser<'_> {
             .unwrap_or(self.rest().len());
         let word = &self.rest()[..length];
         let value = match word {
-            "True" => Value::Bool(true),
-            "False" => Value::Bool(false),
-            "None" => Value::Null,
+            "True" | "true" => Value::Bool(true),
+            "False" | "false" => Value::Bool(false),
+            "None" | "null" => Value::Null,
             _ => match (word.parse::<i64>(), word.parse::<f64>()) {
                 (Ok(number), _) => number.into(),
                 (_, Ok(number)) => Number::from_f64(number).map_or(Value::Null, Value::Number),
@@ -146,6 +147,13 @@ impl Parser<'_> {
         }
     }
 
+    /// The number that so many hexadecimal digits from byte `start` on say.
+    fn hexadecimal(&self, start: usize, digits: usize) -> Option<u32> {
+        (self.text.get(start..start + digits))
+            .filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .and_then(|code| u32::from_str_radix(code, 16).ok())
+    }
+
     /// What follows a backslash.
     fn escape(&mut self, string: &mut String) -> Result<(), String> {
         let Some(kind) = self.rest().chars().next() else {
@@ -162,15 +170,25 @@ impl Parser<'_> {
             'n' => '\n',
             't' => '\t',
             'r' => '\r',
-            '\\' | '\'' | '"' => kind,
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            '\\' | '\'' | '"' | '/' => kind,
             'x' | 'u' | 'U' => {
-                let code = (self.text.get(start..start + digits))
-                    .filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()))
-                    .and_then(|code| u32::from_str_radix(code, 16).ok());
-                let Some(code) = code else {
+                let Some(code) = self.hexadecimal(start, digits) else {
                     return Err(self.wanted(&format!("\\{kind} and {digits} hexadecimal digits")));
                 };
-                // Half of a pair, which Python 2 prints alone, is no character.
+                let second = match kind {
+                    'u' if self.text[start + digits..].starts_with("\\u") => {
+                        self.hexadecimal(start + digits + 2, 4)
+                    }
+                    _ => None,
+                };
+                if let Some(character) = second.and_then(|second| of_pair(code, second)) {
+                    string.push(character);
+                    self.at = start + digits + 6;
+                    return Ok(());
+                }
+                // Half of a pair by itself, as some texts were cut, is no character.
                 char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
             }
             // As Python does: an escape it does not know is left as it is.
@@ -182,6 +200,16 @@ impl Parser<'_> {
         string.push(plain);
         self.at = start + digits;
         Ok(())
+    }
+}
+
+/// The character that two halves of a surrogate pair make.
+fn of_pair(first: u32, second: u32) -> Option<char> {
+    match (first, second) {
+        (0xd800..0xdc00, 0xdc00..0xe000) => {
+            char::from_u32(0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00))
+        }
+        _ => None,
     }
 }
 
@@ -207,6 +235,21 @@ mod tests {
                 json!([true, false, null, null, [1], [], {}, 1000.0]),
             ),
             (" 'ü' ", json!("ü")),
+            (
+                r#"{"a": [true, false, null, NaN, Infinity, -Infinity], "b\/": "\b\f"}"#,
+                json!({"a": [true, false, null, null, null, null], "b/": "\u{8}\u{c}"}),
+            ),
+            // A pair, its halves alone, and in the wrong order.
+            (
+                r#"["\ud83d\ude00", "\ud83d", "\ude00\ud83d", '\ud83dx', u'\ud83d\u00e9']"#,
+                json!([
+                    "😀",
+                    "\u{fffd}",
+                    "\u{fffd}\u{fffd}",
+                    "\u{fffd}x",
+                    "\u{fffd}é"
+                ]),
+            ),
         ] {
             assert_eq!(parse(text).unwrap(), wanted, "{text}");
         }
