@@ -191,7 +191,7 @@ fn widened(lo: f64, hi: f64) -> (f64, f64) {
     (lo - room, hi + room)
 }
 
-/// At most four digits: `0.0125`, `2.5M`, `1200`.
+/// At most four digits: `0.0125`, `2.5M`, `1200`, `3e-5`.
 fn number(x: f64) -> String {
     let (scaled, unit) = match x.abs() {
         1e9.. => (x / 1e9, "G"),
@@ -199,6 +199,13 @@ fn number(x: f64) -> String {
         1e4.. => (x / 1e3, "k"),
         _ => (x, ""),
     };
+    // What is far below any figure is a zero that was not summed to one.
+    if (1e-12..1e-3).contains(&x.abs()) {
+        let text = format!("{x:.2e}");
+        let (digits, exponent) = text.split_once('e').expect("written with an exponent");
+        let digits = digits.trim_end_matches('0').trim_end_matches('.');
+        return format!("{digits}e{exponent}");
+    }
     let text = format!("{scaled:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     match text {
@@ -284,8 +291,12 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         assert_eq!(
-            [0.0, -0.00001, 0.0125, 1200.0, 25_000.0, 2.5e6, -3e9].map(number),
+            [0.0, -1e-17, 0.0125, 1200.0, 25_000.0, 2.5e6, -3e9].map(number),
             ["0", "0", "0.0125", "1200", "25k", "2.5M", "-3G"]
+        );
+        assert_eq!(
+            [1e-3, 3e-5, -0.000_125, 1e-11].map(number),
+            ["0.001", "3e-5", "-1.25e-4", "1e-11"]
         );
     }
 }

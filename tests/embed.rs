@@ -262,7 +262,7 @@ fn what_a_model_has_learnt_of_items_is_a_source() {
     other.refused(&["--from", &short], "it spells an item in 2 tokens");
     other.refused(
         &["--from", other.0.path().to_str().unwrap()],
-        "does not say what data",
+        "no run here that says what data",
     );
 }
 

@@ -355,6 +355,7 @@ fn a_state_reads_back_to_the_bit() {
         skipped_steps: 1,
         updates: 41,
         elapsed_seconds: 0.1 + 0.2,
+        catalog: Some("0123456789abcdef".into()),
         extra,
     };
     for number in 1..1000 {

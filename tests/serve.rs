@@ -166,6 +166,82 @@ fn a_checkpoint_alone_needs_data_that_fits() {
     }
 }
 
+/// A copy of the data, and of the run as if it had been made with that.
+fn copied(name: &str) -> (PathBuf, PathBuf) {
+    let folder = RUN.root.with_file_name(name);
+    let _ = fs::remove_dir_all(&folder);
+    let (data, root) = (folder.join("walks"), folder.join("run"));
+    for (from, to) in [(&RUN.data, &data), (&RUN.root, &root)] {
+        copy(from, to);
+    }
+    let config = fs::read_to_string(root.join("config.toml")).unwrap();
+    let [was, is] = [&RUN.data, &data].map(|path| path.to_str().unwrap());
+    assert!(config.contains(was));
+    fs::write(root.join("config.toml"), config.replace(was, is)).unwrap();
+    (data, root)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(fs::copy(from, to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn a_model_is_not_taken_for_one_of_other_semantic_ids() {
+    let (data, root) = copied("other");
+    let path = data.join("items.jsonl");
+    let items = fs::read_to_string(&path).unwrap();
+    // The order of the items means nothing.
+    let mut lines: Vec<&str> = items.lines().collect();
+    lines.reverse();
+    fs::write(&path, lines.join("\n")).unwrap();
+    eval(&root, &["eval.max_users=3"]);
+    // As many codes, and two items changed places.
+    let swapped = items
+        .replace("\"sid\":[1,1]", "\"sid\":[9,9]")
+        .replace("\"sid\":[2,2]", "\"sid\":[1,1]")
+        .replace("\"sid\":[9,9]", "\"sid\":[2,2]");
+    assert_ne!(swapped, items);
+    fs::write(&path, swapped).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = vstar(arguments).args(["--device", "cpu"]).output().unwrap();
+        (output.status.success(), text(&output.stderr))
+    };
+    let [data, root, own] = [&data, &root, &RUN.root].map(|path| path.to_str().unwrap());
+    for arguments in [["eval", "--model", root], ["train", "--resume", root]] {
+        let (done, message) = run(&arguments);
+        assert!(!done && message.lines().count() == 1, "{message}");
+        let wanted = "was trained on other items or semantic IDs than walks has now";
+        assert!(message.contains(wanted), "{message}");
+    }
+    // Another folder may hold what the model was not made for, and somebody may want to know how it does there.
+    let (done, message) = run(&["eval", "--model", own, "--data", data]);
+    assert!(done && message.contains("warning "), "{message}");
+    assert!(message.contains("other items or semantic IDs"), "{message}");
+    let (_, message) = run(&["train", "--resume", own, "--data", data]);
+    assert!(message.contains("the data it was begun with"), "{message}");
+    // What a checkpoint does not say is not held against it.
+    let state = fs::read_dir(Path::new(root).join("checkpoints")).unwrap();
+    for folder in state
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+    {
+        let state = fs::read_to_string(folder.join("state.json")).unwrap();
+        let state: Value = serde_json::from_str(&state).unwrap();
+        let mut state = state.as_object().unwrap().clone();
+        assert!(state.shift_remove("catalog").is_some());
+        fs::write(folder.join("state.json"), Value::Object(state).to_string()).unwrap();
+    }
+    let (done, message) = run(&["eval", "--model", root]);
+    assert!(done && !message.contains("warning"), "{message}");
+}
+
 /// `vstar recommend`, waiting for lines.
 fn recommend(more: &[&str]) -> Child {
     let mut command = vstar(&["recommend", "--device", "cpu", "--model"]);

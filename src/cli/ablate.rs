@@ -110,7 +110,7 @@ pub fn run(args: Args) -> Result<()> {
     writeln!(out, "device  {chosen}")?;
     writeln!(
         out,
-        "data    {}: {} users, {} items, {} test users, {}",
+        "data    {}: {} users, {} items, {} test examples, {}",
         data.name,
         data.users.len(),
         data.catalog.items(),

@@ -110,6 +110,13 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     let weights = args.weights()?;
     ensure!(args.dim > 0, "--dim 0: give 1 or more");
+    let beside = args.out.parent().unwrap_or(Path::new(""));
+    ensure!(
+        beside.as_os_str().is_empty() || beside.is_dir(),
+        "{}: there is no folder {}",
+        args.out.display(),
+        beside.display()
+    );
     let corpus = data::load_corpus(Some(&args.data), LoadOptions::default())?;
     let mut out = std::io::stdout().lock();
     let mut parts = Vec::new();

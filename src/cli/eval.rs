@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::trained;
 use crate::decode::search::{Decoding, Searcher};
-use crate::eval::bootstrap::Bootstrap;
 use crate::eval::report::{Report, Row, table};
 use crate::eval::system::{SidTables, evaluate};
+use crate::learn::comparison;
 use crate::learn::job::limited;
 use crate::run::Progress;
 
@@ -53,11 +53,11 @@ pub fn run(args: Args) -> Result<()> {
             Ok(())
         })?;
     progress.finish();
-    let bootstrap = Bootstrap {
-        seed: config.seed,
-        resamples: config.eval.bootstrap as u32,
-    };
-    let report = Report::new(&data.protocol.to_string(), &evaluation, &bootstrap);
+    let report = Report::new(
+        &data.protocol.to_string(),
+        &evaluation,
+        &comparison::bootstrap(config),
+    );
     let name = trained.name();
     let mut out = stdout().lock();
     if args.json {

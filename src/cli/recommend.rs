@@ -64,6 +64,9 @@ struct Recommended<'a> {
 /// A line that is no history, once those before it are answered.
 pub fn run(args: Args) -> Result<()> {
     let mut trained = args.trained.load()?;
+    for warning in &trained.data.warnings {
+        eprintln!("warning {warning}");
+    }
     let (k, data) = (args.top_k as usize, &trained.data);
     // Every code has an item, so K codes hold K items, beside those that are left out.
     let left_out = if args.exclude_seen {

@@ -71,7 +71,8 @@ fn report(args: &ReportArgs) -> Result<()> {
         None => None,
     };
     let embeddings = read.as_ref().or(catalog.embeddings());
-    let report = Report::of(&dataset.name, catalog, embeddings);
+    let codes = (args.data.as_deref()).map_or(Ok(Vec::new()), build::codes)?;
+    let report = Report::of(&dataset.name, catalog, embeddings, &codes);
     let text = report.to_string();
     let json = serde_json::to_string_pretty(&report)? + "\n";
     let mut out = std::io::stdout().lock();

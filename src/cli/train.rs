@@ -12,7 +12,7 @@ use crate::device::choose;
 use crate::learn::context::Context as Run;
 use crate::learn::job;
 use crate::learn::plan::Plan;
-use crate::run::{Interrupt, RunFolder};
+use crate::run::{Interrupt, Interrupted, RunFolder};
 
 /// Train a recommender, from data to the final table
 ///
@@ -84,6 +84,17 @@ pub enum Stages {
     Eval,
 }
 
+impl Stages {
+    fn name(self) -> &'static str {
+        match self {
+            Stages::All => "all",
+            Stages::Sft => "sft",
+            Stages::Rl => "rl",
+            Stages::Eval => "eval",
+        }
+    }
+}
+
 /// The resolved configuration: that of `file`, or of the built-in shop where neither a file nor data is given, under the
 /// options and then the settings given as arguments.
 pub(super) fn resolve(
@@ -105,7 +116,11 @@ pub(super) fn resolve(
     if file.is_none() && config.data.path.is_empty() {
         config = Config::load_text("assets/shop.toml", SHOP, &overrides)?;
     }
-    for path in [&mut config.model.init, &mut config.reward.value_table] {
+    for path in [
+        &mut config.model.init,
+        &mut config.reward.value_table,
+        &mut config.reward.teacher_model,
+    ] {
         if !path.is_empty() {
             *path = absolute(Path::new(path))?;
         }
@@ -139,7 +154,7 @@ pub fn run(args: Args) -> Result<()> {
     )?;
     writeln!(
         out,
-        "data    {}: {} users, {} items, {} training sequences, {} test users, {}",
+        "data    {}: {} users, {} items, {} training sequences, {} test examples, {}",
         data.name,
         data.users.len(),
         data.catalog.items(),
@@ -187,9 +202,15 @@ pub fn run(args: Args) -> Result<()> {
                 // What went wrong first is what the user is told.
                 let _ = folder.discard_unused();
             }
+            let command = match args.stage {
+                Stages::All => "train".into(),
+                stage => format!("train --stage {}", stage.name()),
+            };
+            // Who goes on with it already is told no news, but after an interruption.
+            let news = args.resume.is_none() || error.is::<Interrupted>();
             return Err(match RunFolder::open(&root) {
-                Ok(_) => Unfinished::error(error, "train", &root),
-                Err(_) => error,
+                Ok(_) if news => Unfinished::error(error, &command, &root),
+                _ => error,
             });
         }
     }

@@ -8,6 +8,7 @@ use super::DeviceArgs;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::learn::job;
+use crate::learn::trained_on::other_catalog;
 use crate::model::Model;
 use crate::model::checkpoint::Init;
 use crate::run::locate_model;
@@ -45,7 +46,7 @@ impl Args {
     ///
     /// # Errors
     /// No model there; settings, data or a device that cannot be used; nothing that says which data to take; a model
-    /// that was not made for this data.
+    /// that was not made for this data, which is a warning of the data where it is not that of the model's run.
     pub fn load(&self) -> Result<Trained> {
         let located = locate_model(&self.model)?;
         let mut overrides = Vec::new();
@@ -61,7 +62,10 @@ impl Args {
             );
         }
         let config = Config::load(located.config.as_deref(), &overrides)?;
-        let data = job::load_data(&config)?;
+        let mut data = job::load_data(&config)?;
+        let of_run = located.config.as_deref();
+        data.warnings
+            .extend(other_catalog(&located.checkpoint, of_run, &config, &data)?);
         let device = self.device.open_for(&config)?;
         let init = Init {
             seed: config.seed,

@@ -15,11 +15,18 @@ use crate::rng::{Rng, Stream};
 /// The two tails that a 95% interval leaves out.
 const TAILS: [f64; 2] = [0.025, 0.975];
 
-/// A point estimate with its 95% bootstrap interval. (`mean` is the estimate on the whole sample, not the
-/// mean of the resamples.)
+/// A point estimate with its 95% bootstrap interval, unless there were no resamples. (`mean` is the estimate on the whole
+/// sample, not the mean of the resamples.)
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Figure {
     pub mean: f64,
+    #[serde(flatten)]
+    pub interval: Option<Interval>,
+}
+
+/// From `lo` to `hi`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
     pub lo: f64,
     pub hi: f64,
 }
@@ -27,7 +34,10 @@ pub struct Figure {
 /// `.0610 .0591-.0629`: the estimate, then its interval.
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{} {}-{}", short(self.mean), short(self.lo), short(self.hi));
+        let mut text = short(self.mean);
+        if let Some(Interval { lo, hi }) = self.interval {
+            text += &format!(" {}-{}", short(lo), short(hi));
+        }
         f.pad(&text)
     }
 }
@@ -114,7 +124,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Bootstrap {
     pub seed: u64,
-    /// At least 1; the tails of a 95% interval need several hundred.
+    /// The tails of a 95% interval need several hundred; with 0 there are no intervals.
     pub resamples: u32,
 }
 
@@ -210,15 +220,17 @@ pub(super) fn difference(
     Some(Difference { absolute, relative })
 }
 
-/// The percentile interval around `mean`; `None` if no replicate is defined.
+/// The percentile interval around `mean`; `None` if there are replicates and none is defined.
 pub(super) fn figure(mean: f64, replicates: impl Iterator<Item = f64>) -> Option<Figure> {
-    let mut sorted: Vec<f64> = replicates.filter(|x| x.is_finite()).collect();
-    if sorted.is_empty() {
-        return None;
-    }
+    let mut sorted: Vec<f64> = replicates.collect();
+    let asked = !sorted.is_empty();
+    sorted.retain(|x| x.is_finite());
     sorted.sort_by(f64::total_cmp);
-    let [lo, hi] = TAILS.map(|tail| percentile(&sorted, tail));
-    Some(Figure { mean, lo, hi })
+    let interval = (!sorted.is_empty()).then(|| {
+        let [lo, hi] = TAILS.map(|tail| percentile(&sorted, tail));
+        Interval { lo, hi }
+    });
+    (interval.is_some() || !asked).then_some(Figure { mean, interval })
 }
 
 /// Linear interpolation between order statistics (Hyndman & Fan's type 7, NumPy's default).
@@ -241,18 +253,23 @@ pub struct Difference {
 impl Difference {
     /// The interval excludes zero: at the 5% level the difference is not chance.
     pub fn is_significant(&self) -> bool {
-        self.absolute.lo > 0.0 || self.absolute.hi < 0.0
+        (self.absolute.interval).is_some_and(|interval| interval.lo > 0.0 || interval.hi < 0.0)
     }
 }
 
 /// `+0.0021 [+0.0011, +0.0032], +4.1% [+2.1%, +6.2%]`.
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Figure { mean, lo, hi } = self.absolute;
-        write!(f, "{mean:+.4} [{lo:+.4}, {hi:+.4}]")?;
-        if let Some(relative) = self.relative {
-            let [mean, lo, hi] = [relative.mean, relative.lo, relative.hi].map(|x| 100.0 * x);
-            write!(f, ", {mean:+.1}% [{lo:+.1}%, {hi:+.1}%]")?;
+        write!(f, "{:+.4}", self.absolute.mean)?;
+        if let Some(Interval { lo, hi }) = self.absolute.interval {
+            write!(f, " [{lo:+.4}, {hi:+.4}]")?;
+        }
+        let Some(relative) = self.relative else {
+            return Ok(());
+        };
+        write!(f, ", {:+.1}%", 100.0 * relative.mean)?;
+        if let Some(Interval { lo, hi }) = relative.interval {
+            write!(f, " [{:+.1}%, {:+.1}%]", 100.0 * lo, 100.0 * hi)?;
         }
         Ok(())
     }
@@ -265,6 +282,11 @@ mod tests {
     #[track_caller]
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-12, "{a} against {b}");
+    }
+
+    fn ends(figure: Figure) -> [f64; 2] {
+        let Interval { lo, hi } = figure.interval.unwrap();
+        [lo, hi]
     }
 
     fn bernoulli(rng: &mut Rng, p: f32, n: usize) -> Vec<f64> {
@@ -285,8 +307,7 @@ mod tests {
                 resamples: 300,
             };
             let figure = bootstrap.figures(&[statistic])[0].unwrap();
-            let lo = figure.mean + scale * (figure.lo - figure.mean);
-            let hi = figure.mean + scale * (figure.hi - figure.mean);
+            let [lo, hi] = ends(figure).map(|end| figure.mean + scale * (end - figure.mean));
             lo <= truth && truth <= hi
         });
         held.count() as f64 / f64::from(datasets)
@@ -330,7 +351,8 @@ mod tests {
         let expected = 2.0 * 1.96 * (variance / n as f64).sqrt();
         let figure = Bootstrap::new(9).figures(&[Statistic::mean(values)])[0].unwrap();
         close(figure.mean, mean);
-        let width = figure.hi - figure.lo;
+        let [lo, hi] = ends(figure);
+        let width = hi - lo;
         assert!(
             (width / expected - 1.0).abs() < 0.1,
             "{width} against {expected}"
@@ -356,18 +378,35 @@ mod tests {
         let bootstrap = Bootstrap::new(0);
         let one = |statistic| bootstrap.figures(&[statistic])[0];
         let constant = one(Statistic::mean(vec![0.25; 40])).unwrap();
-        assert_eq!(
-            (constant.lo, constant.mean, constant.hi),
-            (0.25, 0.25, 0.25)
-        );
+        assert_eq!((constant.mean, ends(constant)), (0.25, [0.25, 0.25]));
         assert_eq!(one(Statistic::ratio(vec![0.0; 3], vec![0.0; 3])), None);
         assert_eq!(one(Statistic::mean(vec![])), None);
         // Resamples without the one user who counts are left out rather than counted as zero.
         let rare = one(Statistic::ratio(vec![0.0, 0.0, 0.5], vec![0.0, 0.0, 1.0])).unwrap();
-        assert_eq!((rare.lo, rare.mean, rare.hi), (0.5, 0.5, 0.5));
+        assert_eq!((rare.mean, ends(rare)), (0.5, [0.5, 0.5]));
         // Two users: a resample's mean is 0, 1/2 or 1, and each end has a quarter of them.
         let two = one(Statistic::mean(vec![0.0, 1.0])).unwrap();
-        assert_eq!((two.lo, two.mean, two.hi), (0.0, 0.5, 1.0));
+        assert_eq!((two.mean, ends(two)), (0.5, [0.0, 1.0]));
+    }
+
+    #[test]
+    fn without_resamples_there_are_estimates_without_intervals() {
+        let bootstrap = Bootstrap {
+            seed: 1,
+            resamples: 0,
+        };
+        let [system, baseline] = [0.25, 0.2].map(|x| Statistic::mean(vec![x; 40]));
+        let figures = bootstrap.figures(&[
+            system.clone(),
+            Statistic::ratio(vec![0.0; 40], vec![0.0; 40]),
+        ]);
+        assert_eq!(figures[0].unwrap().to_string(), ".2500");
+        assert_eq!(figures[1], None);
+        let json = serde_json::to_string(&figures[0]).unwrap();
+        assert_eq!(json, r#"{"mean":0.25}"#);
+        let difference = bootstrap.difference(&system, &baseline).unwrap().unwrap();
+        assert_eq!(difference.to_string(), "+0.0500, +25.0%");
+        assert!(!difference.is_significant());
     }
 
     #[test]
@@ -386,38 +425,40 @@ mod tests {
         let bootstrap = Bootstrap::new(4);
 
         let paired = bootstrap.difference(&system, &baseline).unwrap().unwrap();
-        assert!(
-            paired.is_significant() && paired.absolute.lo > 0.0,
-            "{paired}"
-        );
+        let [lo, hi] = ends(paired.absolute);
+        assert!(paired.is_significant() && lo > 0.0, "{paired}");
         let relative = paired.relative.unwrap();
         close(
             relative.mean,
             paired.absolute.mean / baseline.value().unwrap(),
         );
-        assert!(relative.lo > 0.0 && relative.hi < 0.2, "{paired}");
+        let [relative_lo, relative_hi] = ends(relative);
+        assert!(relative_lo > 0.0 && relative_hi < 0.2, "{paired}");
 
         let figures = bootstrap.figures(&[system.clone(), baseline.clone()]);
         let [a, b] = [figures[0].unwrap(), figures[1].unwrap()];
+        let ([a_lo, a_hi], [b_lo, b_hi]) = (ends(a), ends(b));
         assert!(
-            a.lo < b.hi,
+            a_lo < b_hi,
             "separate intervals overlap: {a} against {b}; the paired one is {paired}"
         );
-        let unpaired = ((a.hi - a.lo).powi(2) + (b.hi - b.lo).powi(2)).sqrt();
-        assert!(paired.absolute.hi - paired.absolute.lo < unpaired / 3.0);
+        let unpaired = ((a_hi - a_lo).powi(2) + (b_hi - b_lo).powi(2)).sqrt();
+        assert!(hi - lo < unpaired / 3.0);
 
         // Negative controls: nothing differs from itself, and the sign follows the order.
         let same = bootstrap.difference(&system, &system).unwrap().unwrap();
-        assert_eq!((same.absolute.lo, same.absolute.hi), (0.0, 0.0));
+        assert_eq!(ends(same.absolute), [0.0, 0.0]);
         assert!(!same.is_significant());
         let turned = bootstrap.difference(&baseline, &system).unwrap().unwrap();
-        close(turned.absolute.hi, -paired.absolute.lo);
+        close(ends(turned.absolute)[1], -lo);
 
         // Relative to a constant, the interval is the absolute one in its units.
         let half = Statistic::mean(vec![0.5; n]);
         let to_half = bootstrap.difference(&system, &half).unwrap().unwrap();
-        close(to_half.relative.unwrap().lo, to_half.absolute.lo / 0.5);
-        close(to_half.relative.unwrap().hi, to_half.absolute.hi / 0.5);
+        let relative = ends(to_half.relative.unwrap());
+        for (relative, absolute) in relative.into_iter().zip(ends(to_half.absolute)) {
+            close(relative, absolute / 0.5);
+        }
 
         let never = Statistic::mean(vec![0.0; n]);
         let from_zero = bootstrap.difference(&system, &never).unwrap().unwrap();
@@ -431,8 +472,10 @@ mod tests {
             Difference {
                 absolute: Figure {
                     mean: 0.00214,
-                    lo: -0.001,
-                    hi: 0.0032
+                    interval: Some(Interval {
+                        lo: -0.001,
+                        hi: 0.0032
+                    })
                 },
                 relative: None
             }

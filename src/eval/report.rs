@@ -22,7 +22,8 @@ use super::per_user::{Bucket, Credit, Gain, PerUser};
 /// | `invalid` | number of invalid SIDs in all lists |
 /// | `head/users`, `head/hr@T`, `head/ndcg@T`, `torso/..`, `tail/..` | by the target's popularity |
 ///
-/// A figure is `{"mean", "lo", "hi"}`, or null where no user has it (an empty bucket, no worth at all).
+/// A figure is `{"mean", "lo", "hi"}` (without resamples `{"mean"}`), or null where no user has it (an empty bucket, no worth
+/// at all).
 #[derive(Clone, Debug)]
 pub struct Report {
     pub protocol: String,
@@ -199,8 +200,16 @@ pub fn table<'a>(rows: &[Row<'a>]) -> Result<String> {
         ]);
     }
     let mut text = aligned(&cells);
+    let known = rows.iter().flat_map(|row| &row.report.figures);
+    let intervals = match known
+        .filter_map(|(_, figure)| *figure)
+        .any(|f| f.interval.is_some())
+    {
+        true => " and 95% interval (bootstrap)",
+        false => "",
+    };
     text += &format!(
-        "\nmean and 95% interval (bootstrap) over {} users, {protocol}; cov: share of all SIDs shown; \
+        "\nmean{intervals} over {} test examples, {protocol}; cov: share of all SIDs shown; \
          ILD: {} distance\n",
         grouped(*users as u64),
         distance.name(),

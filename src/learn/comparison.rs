@@ -36,7 +36,13 @@ const MEASURES: [(&str, Gain, bool); 3] = [
     ("value_hr@10", Gain::Hr, true),
 ];
 
-/// The table, and the paired differences of V-STAR over SFT as lines and by key.
+/// What V-STAR is compared with, and the key of the comparison in `result.json`.
+const BASELINES: [(&str, &str); 2] = [
+    ("SFT", "vstar_over_sft"),
+    ("GRPO (beam)", "vstar_over_grpo"),
+];
+
+/// The table, and the paired differences of V-STAR over its baselines, as lines and by their keys.
 pub fn summary<'a>(config: &Config, systems: &'a [System]) -> Result<(String, Map<String, Value>)> {
     let row = |s: &'a System| Row {
         name: s.name,
@@ -47,22 +53,28 @@ pub fn summary<'a>(config: &Config, systems: &'a [System]) -> Result<(String, Ma
     let mut text = table(&rows)?;
     let mut differences = Map::new();
     let find = |name| systems.iter().find(|s| s.name == name);
-    if let (Some(ours), Some(sft)) = (find("V-STAR"), find("SFT")) {
-        let top = sft.report.top;
+    for (baseline, name) in BASELINES {
+        let (Some(ours), Some(other)) = (find("V-STAR"), find(baseline)) else {
+            continue;
+        };
+        let top = other.report.top;
+        let mut of_baseline = Map::new();
         for (key, gain, valued) in MEASURES {
             let metric = |p: &PerUser| match valued {
                 true => p.valued(gain, Credit::Sid, top),
                 false => p.ranking(gain, Credit::Sid, top),
             };
-            let [ours, sft] = [ours, sft].map(|s| &s.evaluation.per_user);
-            if let Some(difference) = compare(&bootstrap(config), ours, sft, metric)? {
-                let _ = writeln!(
-                    text,
-                    "V-STAR over SFT, {key}: {difference} (paired bootstrap)"
-                );
-                differences.insert(key.into(), serde_json::to_value(difference)?);
+            let [ours, other] = [ours, other].map(|s| &s.evaluation.per_user);
+            if let Some(difference) = compare(&bootstrap(config), ours, other, metric)? {
+                let how = match difference.absolute.interval {
+                    Some(_) => " (paired bootstrap)",
+                    None => "",
+                };
+                let _ = writeln!(text, "V-STAR over {baseline}, {key}: {difference}{how}");
+                of_baseline.insert(key.into(), serde_json::to_value(difference)?);
             }
         }
+        differences.insert(name.into(), of_baseline.into());
     }
     for s in systems {
         if let Some(tokens) = s.train_decode_tokens {

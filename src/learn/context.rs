@@ -101,6 +101,7 @@ impl<'a> Context<'a> {
         more: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         state.elapsed_seconds = self.seconds();
+        state.catalog = Some(self.data.catalog.fingerprint());
         self.checkpoints.save(state, |folder| {
             engine.result().save(folder)?;
             let (layout, optimiser) = (engine.layout(), &engine.optimiser);

@@ -1,6 +1,7 @@
 //! A model with one token per item, of another run: what a teacher is, and what item embeddings can be taken from.
 
 use super::job;
+use super::trained_on::other_catalog;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::device::{DeviceRef, Precision};
@@ -30,11 +31,12 @@ impl ItemModel {
         positions: usize,
     ) -> Result<ItemModel> {
         let located = locate_model(path)?;
-        let config = located
+        let of_run = located
             .config
-            .context("a checkpoint outside its run does not say what data it was made for")?;
-        let config = Config::load(Some(&config), &[])?;
+            .context("there is no run here that says what data its model was made for")?;
+        let config = Config::load(Some(&of_run), &[])?;
         let data = job::load_data(&config)?;
+        other_catalog(&located.checkpoint, Some(&of_run), &config, &data)?;
         ensure!(
             data.catalog.levels() == 1,
             "it spells an item in {} tokens: one with a token per item is needed (`vstar sid build --method atomic`)",

@@ -3,6 +3,7 @@
 use super::comparison::{self, System, bootstrap};
 use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine, Options};
+use super::trained_on::other_catalog;
 use super::{mixing, rl, rollout, sft};
 use crate::config::{self, Arch, Candidates, Config};
 use crate::data::{self, Dataset, LoadOptions, Protocol};
@@ -16,7 +17,7 @@ use crate::eval::system::{SidTables, baseline_evaluation, evaluate};
 use crate::kernels::half_test::half_test;
 use crate::model::checkpoint::Init;
 use crate::model::{Architecture, Family, Model};
-use crate::run::{Stage, State, locate_model};
+use crate::run::{Located, Stage, State, locate_model};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -208,7 +209,13 @@ impl<'a> Job<'a> {
     ) -> Result<Job<'a>> {
         let (config, data) = (context.config, context.data);
         let start = match &resume {
-            Some(checkpoint) => State::load(checkpoint)?,
+            Some(checkpoint) => {
+                let of_run = context.folder.config_path();
+                if let Some(fault) = other_catalog(checkpoint, Some(&of_run), config, data)? {
+                    bail!("{fault}: a run goes on with the data it was begun with");
+                }
+                State::load(checkpoint)?
+            }
             None => State::start(if stages.sft { Stage::Sft } else { Stage::Rl }),
         };
         if let Some(checkpoint) = &resume {
@@ -219,8 +226,16 @@ impl<'a> Job<'a> {
         let positions = plan.longest(data.catalog.levels()).max(positions(data));
         let given = match config.model.init.as_str() {
             "" => None,
-            folder => Some(locate_model(Path::new(folder))?.checkpoint),
+            folder => Some(locate_model(Path::new(folder))?),
         };
+        let other = match given.as_ref().filter(|_| resume.is_none()) {
+            None => None,
+            Some(Located {
+                checkpoint,
+                config: of_run,
+            }) => other_catalog(checkpoint, of_run.as_deref(), config, data)?,
+        };
+        let given = given.map(|located| located.checkpoint);
         let from = resume.as_ref().or(given.as_ref());
         ensure!(
             stages.sft || from.is_some(),
@@ -233,6 +248,9 @@ impl<'a> Job<'a> {
                 Model::initialised(device, &shape, positions, precision, init)?
             }
         };
+        if let Some(fault) = other {
+            context.progress.note(&format!("warning {fault}"));
+        }
         let (engine, mut validation) = prepare(model, config, data, &plan, stages)?;
         validation.prepare(&engine.model)?;
         Ok(Job {
@@ -258,7 +276,7 @@ impl<'a> Job<'a> {
             if let Some(origin) = &origin {
                 self.context.restore_weights(&self.engine.model, origin)?;
             }
-            systems.push(self.evaluate("SFT", None)?);
+            systems.push(self.evaluate(self.origin_name(origin.as_deref())?, None)?);
         }
         if stages.rl {
             let origin = origin.context(NO_ORIGIN)?;
@@ -299,6 +317,17 @@ impl<'a> Job<'a> {
     fn origin(&self) -> Result<Option<PathBuf>> {
         let best = self.context.checkpoints.best(Stage::Sft)?;
         Ok(best.or_else(|| self.given.clone()))
+    }
+
+    /// The system that the origin is: fine-tuned, or, where nothing is trained from it, of whichever stage it came.
+    fn origin_name(&self, origin: Option<&Path>) -> Result<&'static str> {
+        let trains = self.stages.sft || self.stages.rl;
+        let state = origin.filter(|_| !trains).map(State::of).transpose()?;
+        Ok(match state.flatten().map(|state| state.stage) {
+            Some(Stage::Rl) => "V-STAR",
+            Some(Stage::Grpo) => "GRPO (beam)",
+            _ => "SFT",
+        })
     }
 
     fn draw_curves(&self) -> Result<()> {
@@ -430,7 +459,7 @@ impl<'a> Job<'a> {
         }
         let (text, differences) = comparison::summary(config, &systems)?;
         let mut result = comparison::result(&self.context, &self.engine.model, &systems)?;
-        result.insert("vstar_over_sft".into(), differences.into());
+        result.extend(differences);
         self.context.folder.write_result(&result.into())?;
         Ok(text)
     }

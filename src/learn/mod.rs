@@ -21,3 +21,4 @@ pub mod sequences;
 pub mod sft;
 pub mod teacher;
 pub mod tensors;
+pub mod trained_on;

@@ -74,6 +74,9 @@ pub struct State {
     pub loss_scale: Option<LossScale>,
     /// Wall-clock seconds of training in all stages, resumed parts added up.
     pub elapsed_seconds: f64,
+    /// The fingerprint of the items and semantic IDs that were trained on.
+    #[serde(default)]
+    pub catalog: Option<String>,
     /// What a stage needs beyond the above.
     pub extra: Map<String, Value>,
 }
@@ -95,6 +98,7 @@ impl State {
             updates: 0,
             loss_scale: None,
             elapsed_seconds: 0.0,
+            catalog: None,
             extra: Map::new(),
         }
     }
@@ -128,6 +132,14 @@ impl State {
         (serde_json::from_slice(&text).map_err(anyhow::Error::from))
             .and_then(Self::checked)
             .with_context(|| format!("{} is not a run's state", path.display()))
+    }
+
+    /// As [`State::load`]; none in the folder of a checkpoint that no run of ours has made.
+    pub fn of(checkpoint: &Path) -> Result<Option<State>> {
+        match checkpoint.join(Self::FILE).is_file() {
+            true => State::load(checkpoint).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Itself. Errors: a count that a run which goes on could take beyond what 64 bits hold.

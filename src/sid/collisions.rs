@@ -30,7 +30,8 @@ pub fn digit(codes: &[u32], levels: usize, most: usize) -> Result<Vec<u32>> {
     let largest = count(codes, levels).largest;
     ensure!(
         largest <= most,
-        "{largest} items share an SID, more than the {most} codes of a level can number: give --codes or --levels more"
+        "{largest} items share an SID, more than the {most} codes of a level can number: give --codes or --levels more, or \
+         --collisions keep (items with equal embeddings share one however many there are)"
     );
     let mut next: HashMap<&[u32], u32> = HashMap::new();
     let mut numbered = Vec::with_capacity(codes.len() / levels * (levels + 1));
@@ -75,7 +76,7 @@ pub fn move_to_nearest(codes: &mut [u32], levels: usize, last: &LastLevel) -> Re
     let most = behind.into_values().max().unwrap_or(0);
     ensure!(
         most <= places,
-        "{most} items share their first {} codes, more than the last level's {places}: give --codes or --levels more, or --collisions digit",
+        "{most} items share their first {} codes, more than the last level's {places}: give --codes or --levels more, or --collisions digit or keep",
         levels - 1
     );
     let own = |item: usize| {

@@ -286,7 +286,7 @@ mod tests {
     fn is_well_formed_and_every_band_is_as_wide_as_the_items() {
         for (items, codes, levels) in [(1, 1, 1), (7, 3, 2), (3001, 40, 3), (900, 5, 5)] {
             let catalog = catalog(items, codes, levels);
-            let report = Report::of("a <dataset>", &catalog, None);
+            let report = Report::of("a <dataset>", &catalog, None, &[]);
             let svg = svg(&report, &catalog, None);
             let document = roxmltree::Document::parse(&svg).unwrap();
             let bands: Vec<_> = document

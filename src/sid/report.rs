@@ -34,7 +34,7 @@ pub struct Report {
 pub struct Level {
     /// From 1.
     pub level: usize,
-    /// K, the largest code plus one.
+    /// K, the codes there were to choose from; where that is not known, the largest code plus one.
     pub codebook: u32,
     /// Distinct codes in use.
     pub used: usize,
@@ -101,8 +101,14 @@ pub struct Shown {
 }
 
 impl Report {
-    /// Counts everything. `embeddings` has a row for each item.
-    pub fn of(dataset: &str, catalog: &Catalog, embeddings: Option<&Embeddings>) -> Report {
+    /// Counts everything. `embeddings` has a row for each item; `codes` are those that each level had to choose from, as
+    /// far as that is known.
+    pub fn of(
+        dataset: &str,
+        catalog: &Catalog,
+        embeddings: Option<&Embeddings>,
+        codes: &[u32],
+    ) -> Report {
         let levels = catalog.levels();
         let by_depth: Vec<Vec<Prefix>> =
             (1..=levels).map(|depth| prefixes(catalog, depth)).collect();
@@ -111,7 +117,9 @@ impl Report {
             items: catalog.items(),
             sids: catalog.sids(),
             collisions: catalog.collisions(),
-            levels: (0..levels).map(|level| Level::of(catalog, level)).collect(),
+            levels: (0..levels)
+                .map(|level| Level::of(catalog, level, codes.get(level).copied()))
+                .collect(),
             fit: embeddings.map(|embeddings| Fit::of(catalog, &by_depth, embeddings)),
             example: Example::of(catalog, &by_depth[example_depth(levels) - 1]),
         }
@@ -123,9 +131,9 @@ fn example_depth(levels: usize) -> usize {
 }
 
 impl Level {
-    fn of(catalog: &Catalog, level: usize) -> Level {
-        let codebook = catalog.codebooks()[level];
-        let mut counts = vec![0usize; codebook as usize];
+    fn of(catalog: &Catalog, level: usize, codes: Option<u32>) -> Level {
+        let largest = catalog.codebooks()[level];
+        let mut counts = vec![0usize; largest as usize];
         for item in 0..catalog.items() as u32 {
             counts[catalog.item_codes(item)[level] as usize] += 1;
         }
@@ -133,7 +141,7 @@ impl Level {
         let parents = trie.level(level);
         Level {
             level: level + 1,
-            codebook,
+            codebook: largest.max(codes.unwrap_or(0)),
             used: counts.iter().filter(|&&count| count > 0).count(),
             perplexity: perplexity(&counts),
             prefixes: trie.level(level + 1).len(),
@@ -361,7 +369,7 @@ mod tests {
     #[test]
     fn levels_of_a_hand_made_catalog() {
         let (catalog, _) = catalog();
-        let report = Report::of("hand", &catalog, None);
+        let report = Report::of("hand", &catalog, None, &[7]);
         assert_eq!((report.items, report.sids), (6, 4));
         let Collisions {
             sids,
@@ -373,7 +381,7 @@ mod tests {
             panic!("two levels");
         };
         // Codes 0 and 2 of three; four items and two: (3/2)^(2/3) 3^(1/3).
-        assert_eq!((first.codebook, first.used, first.prefixes), (3, 2, 2));
+        assert_eq!((first.codebook, first.used, first.prefixes), (7, 2, 2));
         let wanted = 1.5f64.powf(2.0 / 3.0) * 3.0f64.powf(1.0 / 3.0);
         assert!((first.perplexity - wanted).abs() < 1e-12);
         assert_eq!(
@@ -401,13 +409,15 @@ mod tests {
         assert_eq!(report.example.shown[1].id, "b");
         assert_eq!(report.example.shown[1].title, None);
         let text = report.to_string();
-        assert!(text.contains("2 of 3") && text.contains("0-2             D"));
+        assert!(text.contains("2 of 7") && text.contains("0-2             D"));
     }
 
     #[test]
     fn fit_of_a_hand_made_catalog() {
         let (catalog, embeddings) = catalog();
-        let fit = Report::of("hand", &catalog, Some(&embeddings)).fit.unwrap();
+        let fit = Report::of("hand", &catalog, Some(&embeddings), &[])
+            .fit
+            .unwrap();
         // Item f has no vector. Mean (0.6, 0); squares about it: 4 x 0.16 + 2.56 + 2 x 0.04 = 3.28. Prefix 0 keeps
         // 0.08 of them; SID 0-0 keeps 0.02.
         assert_eq!((fit.items, fit.sample), (5, 5));
@@ -443,7 +453,7 @@ mod tests {
                 codes: (0..44).map(code).collect(),
                 ..Items::default()
             });
-            let report = Report::of("bundles", &catalog.unwrap(), Some(&embeddings));
+            let report = Report::of("bundles", &catalog.unwrap(), Some(&embeddings), &[]);
             report.fit.unwrap().depths.remove(0)
         };
         let (good, bad) = (fit(|item| item % 4), fit(|item| item / 4 % 4));

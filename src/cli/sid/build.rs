@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::DeviceArgs;
 use crate::data::{self, embeddings, jsonl};
 use crate::device::DeviceInfo;
-use crate::run::{Progress, write_folder};
+use crate::run::{Progress, ensure_free, write_folder};
 use crate::sid::build::{self, Figures, Method, Options, Resolution};
 
 /// What was asked for and what came of it, beside the data.
@@ -105,6 +105,24 @@ struct Record<'a> {
     figures: &'a Figures,
 }
 
+/// The codes that each level of the SIDs in `folder` had to choose from; none where they were not built here.
+///
+/// # Errors
+/// sid.json is there and cannot be read.
+pub(super) fn codes(folder: &Path) -> Result<Vec<u32>> {
+    #[derive(Deserialize)]
+    struct Built {
+        codes: Vec<u32>,
+    }
+    let path = folder.join(RECORD);
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let read = || -> Result<Built> { Ok(serde_json::from_slice(&std::fs::read(&path)?)?) };
+    let built = read().with_context(|| format!("{}: cannot be read", path.display()))?;
+    Ok(built.codes)
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -117,6 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
         collisions: args.collisions,
         seed: args.seed,
     };
+    ensure_free(&args.out)?;
     let mut source = data::read(&args.data)?;
     if let Some(path) = &args.embeddings {
         source.items.embeddings = Some(embeddings::read(path, &source.items.names)?);

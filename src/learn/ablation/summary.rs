@@ -2,6 +2,7 @@
 
 use super::{Ablation, BASELINE, FINE_TUNED, Run};
 use crate::data::Dataset;
+use crate::eval::bootstrap::Interval;
 use crate::eval::metrics::TOP;
 use crate::eval::per_user::{Credit, Gain, PerUser};
 use crate::eval::report::{aligned, grouped};
@@ -141,7 +142,10 @@ fn figures(bootstrap: &Bootstrap, outcomes: &[Outcome]) -> [(&'static str, Optio
         bootstrap.seed_mean(&statistics)
     };
     let coverage: Vec<f64> = outcomes.iter().map(|o| o.coverage).collect();
-    let coverage = spread(&coverage);
+    let coverage = Figure {
+        mean: mean(&coverage),
+        interval: Some(range(&coverage)),
+    };
     [
         ("hr", over_seeds(&|o| o.ranking(Gain::Hr))),
         ("ndcg", over_seeds(&|o| o.ranking(Gain::Ndcg))),
@@ -150,10 +154,12 @@ fn figures(bootstrap: &Bootstrap, outcomes: &[Outcome]) -> [(&'static str, Optio
     ]
 }
 
-/// The mean and the range.
-fn spread(values: &[f64]) -> Figure {
-    Figure {
-        mean: values.iter().sum::<f64>() / values.len() as f64,
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn range(values: &[f64]) -> Interval {
+    Interval {
         lo: values.iter().copied().fold(f64::INFINITY, f64::min),
         hi: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
     }
@@ -182,12 +188,13 @@ impl Summary<'_> {
         }
         let mut text = aligned(&cells);
         let users = self.systems[0].outcomes[0].users.users();
-        let drawn = match seeds.len() {
-            1 => "one seed: the intervals say nothing of other seeds",
-            _ => "bootstrap over users and seeds, both drawn anew",
+        let drawn = match (self.ablation.config.eval.bootstrap, seeds.len()) {
+            (0, _) => "",
+            (_, 1) => " and 95% interval (one seed: the intervals say nothing of other seeds)",
+            _ => " and 95% interval (bootstrap over users and seeds, both drawn anew)",
         };
         text += &format!(
-            "\nmean over seeds {seeds:?} and 95% interval ({drawn}); {} users, {}\n\
+            "\nmean over seeds {seeds:?}{drawn}; {} test examples, {}\n\
              coverage: share of all SIDs shown, with the range of the seeds; decode tokens: of training, mean of the seeds\n\n",
             grouped(users as u64),
             self.data.protocol,
@@ -280,19 +287,17 @@ impl Summary<'_> {
 fn over_seeds(system: &System, measure: usize) -> Line {
     let curves: Vec<&[[f64; 3]]> = system.outcomes.iter().map(|o| &o.validations[..]).collect();
     let common = curves.iter().map(|c| c.len()).min().unwrap_or(0);
-    let at = |i: usize, column: usize| -> Figure {
-        let values: Vec<f64> = curves.iter().map(|c| c[i][column]).collect();
-        spread(&values)
-    };
-    let range = |i| {
-        let Figure { lo, hi, .. } = at(i, measure);
+    let at =
+        |i: usize, column: usize| -> Vec<f64> { curves.iter().map(|c| c[i][column]).collect() };
+    let band = |i| {
+        let Interval { lo, hi } = range(&at(i, measure));
         [lo, hi]
     };
     Line {
         name: system.name.into(),
         points: (0..common)
-            .map(|i| [at(i, 0).mean, at(i, measure).mean])
+            .map(|i| [mean(&at(i, 0)), mean(&at(i, measure))])
             .collect(),
-        band: (0..common).map(range).collect(),
+        band: (0..common).map(band).collect(),
     }
 }
