@@ -18,6 +18,7 @@ use steps::{
 };
 use train::{config, dataset, engine};
 use vstar::device::gpu::GpuOptions;
+use vstar::device::planner::Limits;
 use vstar::device::{DeviceRef, MAX_BUFFER_WORDS, TooLarge};
 use vstar::forest::{Forest, PromptAttention};
 use vstar::learn::engine::{Capacity, Engine, Options, Targets};
@@ -29,7 +30,10 @@ use vstar::learn::sft::Trainer;
 use vstar::model::checkpoint::Init;
 use vstar::model::{Architecture, Model};
 
-const MOST: usize = MAX_BUFFER_WORDS;
+const MOST: Limits = Limits {
+    buffer_words: MAX_BUFFER_WORDS,
+    longest_loop: u32::MAX,
+};
 
 const ALL: Stages = Stages {
     sft: true,
@@ -99,6 +103,28 @@ fn a_run_that_does_not_fit_is_told_what_would() {
     ]);
     let error = Plan::new(&wide, &data, ALL, MOST).unwrap_err();
     assert!(error.is::<TooLarge>(), "{error:#}");
+}
+
+/// A driver that ends loops has the vocabulary in shards, whose logits are a buffer more.
+#[test]
+fn a_plan_knows_of_loops_that_end() {
+    let data = dataset();
+    let model = tempfile::tempdir().unwrap();
+    let config = config(&[]);
+    let architecture = Architecture {
+        vocab: 40_000,
+        ..job::architecture(&config, &data)
+    };
+    let init = Init { seed: 1, std: 0.02 };
+    let made = Model::initialised(&cpu(), &architecture, 32, job::precision(&config), init);
+    made.unwrap().save(model.path()).unwrap();
+    let config = train::config(&[&format!("model.init={}", model.path().display())]);
+    let ending = Limits {
+        longest_loop: 65_535,
+        ..MOST
+    };
+    let logits = |limits| Plan::new(&config, &data, ALL, limits).unwrap().kinds[4];
+    assert!(logits(ending) > logits(MOST));
 }
 
 /// An embedding, and logits of 64 rows, that are larger than what every adapter binds: where no more than that is asked for,

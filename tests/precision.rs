@@ -17,7 +17,8 @@ use half::f16;
 use serde_json::Value;
 use steps::{CAUSAL, fine_tune, gradient, gradient_difference, sft_step, update};
 use train::{config, dataset, engine};
-use vstar::device::{Buffer, DeviceRef, MAX_BUFFER_WORDS, Precision, Slice};
+use vstar::device::planner::Limits;
+use vstar::device::{Buffer, DeviceRef, Precision, Slice};
 use vstar::learn::engine::Engine;
 use vstar::learn::job::{self, Stages};
 use vstar::learn::plan::Plan;
@@ -156,9 +157,8 @@ fn runs_need_less_memory_and_say_how_the_loss_was_scaled() {
     let wide = ["model.hidden_size=64", "sft.max_steps=2", "rl.steps=2"];
     let planned = |settings: &[&str]| {
         let config = config(&[&wide[..], settings].concat());
-        Plan::new(&config, &data, all, MAX_BUFFER_WORDS)
-            .unwrap()
-            .peak as f64
+        let limits = Limits::of(&*cpu());
+        Plan::new(&config, &data, all, limits).unwrap().peak as f64
     };
     let (whole, half) = (planned(&[]), planned(&[F16]));
     assert!(half < 0.85 * whole, "{half} of {whole}");

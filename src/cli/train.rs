@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use super::{DeviceArgs, Unfinished};
 use crate::config::Config;
 use crate::device::choose;
+use crate::device::planner::Limits;
 use crate::learn::context::Context as Run;
 use crate::learn::job;
 use crate::learn::plan::Plan;
@@ -172,14 +173,14 @@ pub fn run(args: Args) -> Result<()> {
         Stages::Eval => [false, false, true],
     };
     let stages = job::Stages { sft, rl, eval };
-    let most = device.max_buffer_words();
-    let plan = Plan::new(&config, &data, stages, most);
+    let limits = Limits::of(&*device);
+    let plan = Plan::new(&config, &data, stages, limits);
     if args.dry_run
         && let Ok(plan) = &plan
     {
         writeln!(out, "{plan}")?;
     }
-    Plan::admit(plan, &config, &data, stages, (device.info(), most))?;
+    Plan::admit(plan, &config, &data, stages, (device.info(), limits))?;
     if args.dry_run {
         return Ok(());
     }

@@ -15,15 +15,33 @@ struct State {
 /// Buffers without memory: writes are forgotten, reads give zeros, streams do nothing.
 pub struct Planner {
     info: DeviceInfo,
-    max_buffer_words: usize,
+    limits: Limits,
     state: Mutex<State>,
 }
 
+/// What of a device decides how large the buffers are that are made on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// [`Device::max_buffer_words`].
+    pub buffer_words: usize,
+    /// [`Device::longest_loop`].
+    pub longest_loop: u32,
+}
+
+impl Limits {
+    pub fn of(device: &dyn Device) -> Limits {
+        Limits {
+            buffer_words: device.max_buffer_words(),
+            longest_loop: device.longest_loop(),
+        }
+    }
+}
+
 impl Planner {
-    /// For a device whose buffers may be as large as this.
-    pub fn new(max_buffer_words: usize) -> Self {
+    /// For a device with these limits.
+    pub fn new(limits: Limits) -> Self {
         Planner {
-            max_buffer_words,
+            limits,
             info: DeviceInfo {
                 name: "plan".into(),
                 backend: "plan".into(),
@@ -47,7 +65,11 @@ impl Device for Planner {
     }
 
     fn max_buffer_words(&self) -> usize {
-        self.max_buffer_words
+        self.limits.buffer_words
+    }
+
+    fn longest_loop(&self) -> u32 {
+        self.limits.longest_loop
     }
 
     fn allocate(&self, label: &str, words: usize) -> Result<u32> {

@@ -8,7 +8,7 @@ use super::sft;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::decode::search::Searcher;
-use crate::device::planner::Planner;
+use crate::device::planner::{Limits, Planner};
 use crate::device::report::{Bytes, Host};
 use crate::device::{Device, DeviceInfo, DeviceRef, TooLarge};
 use crate::model::activations::{ACTIVATIONS, CACHE};
@@ -35,7 +35,7 @@ fn kind(label: &str) -> usize {
         "weights" | "rotary table" => 0,
         "gradients" | "first moments" | "second moments" => 1,
         "gradient norm" | "gradient-norm partial sums" => 1,
-        "logits" | "decoder logits" => 4,
+        "logits" | "logits of a shard" | "decoder logits" => 4,
         _ => match label.strip_prefix(ACTIVATIONS) {
             Some(CACHE) => 3,
             Some(_) => 2,
@@ -56,15 +56,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans the stages asked for, on a device whose buffers have at most so many words. Errors: what the run itself would
+    /// Plans the stages asked for, on a device with these limits. Errors: what the run itself would
     /// fail with before its first step, such as a larger buffer.
-    pub fn new(
-        config: &Config,
-        data: &Dataset,
-        stages: Stages,
-        max_buffer_words: usize,
-    ) -> Result<Plan> {
-        let planner = Arc::new(Planner::new(max_buffer_words));
+    pub fn new(config: &Config, data: &Dataset, stages: Stages, limits: Limits) -> Result<Plan> {
+        let planner = Arc::new(Planner::new(limits));
         let device: DeviceRef = planner.clone();
         let given = match config.model.init.as_str() {
             "" => None,
@@ -137,7 +132,7 @@ impl Plan {
         config: &Config,
         data: &Dataset,
         stages: Stages,
-        (device, max_buffer_words): (&DeviceInfo, usize),
+        (device, limits): (&DeviceInfo, Limits),
     ) -> Result<()> {
         let available = match device.software {
             true => Host::new().memory_available.unwrap_or(u64::MAX),
@@ -154,19 +149,19 @@ impl Plan {
             Err(error) if error.is::<TooLarge>() => format!("{error:#}"),
             Err(error) => return Err(error),
         };
-        match Plan::settings_that_fit(config, data, stages, (available, max_buffer_words)) {
+        match Plan::settings_that_fit(config, data, stages, (available, limits)) {
             Some(settings) => bail!("{why}: it would fit with {settings}"),
             None => bail!("{why}: no smaller batch would fit, take a smaller model"),
         }
     }
 
-    /// Settings with which the run would fit `available` bytes, in buffers of at most so many words, as `key=value` arguments: more parts per step, smaller
+    /// Settings with which the run would fit `available` bytes on such a device, as `key=value` arguments: more parts per step, smaller
     /// evaluation batches and, if that is not enough, activations computed anew. None if the model itself does not fit.
     pub fn settings_that_fit(
         config: &Config,
         data: &Dataset,
         stages: Stages,
-        (available, max_buffer_words): (u64, usize),
+        (available, limits): (u64, Limits),
     ) -> Option<String> {
         let most = config
             .sft
@@ -183,7 +178,7 @@ impl Plan {
                 tried.rl.accumulate = parts(config.rl.accumulate, config.rl.prompts);
                 tried.eval.batch = (config.eval.batch / factor).max(1);
                 tried.model.recompute = recompute;
-                let plan = Plan::new(&tried, data, stages, max_buffer_words);
+                let plan = Plan::new(&tried, data, stages, limits);
                 if plan.is_ok_and(|plan| plan.peak <= available) {
                     return Some(format!(
                         "sft.accumulate={} rl.accumulate={} eval.batch={} model.recompute={}",

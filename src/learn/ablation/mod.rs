@@ -11,6 +11,7 @@ use super::plan::Plan;
 use crate::config::{Candidates, Config, MAX_SEED};
 use crate::data::Dataset;
 use crate::decode::{self, search::Decoding};
+use crate::device::planner::Limits;
 use crate::device::{Device, DeviceRef};
 use crate::eval::report::grouped;
 use crate::run::{Interrupt, RunFolder, atomic_write, write_folder};
@@ -298,9 +299,9 @@ impl Ablation {
             let mut config = run.config.clone();
             // The fine-tuned model is not there yet.
             config.model.init = self.config.model.init.clone();
-            let most = device.max_buffer_words();
-            let plan = Plan::new(&config, data, run.stages, most);
-            Plan::admit(plan, &config, data, run.stages, (device.info(), most))?;
+            let limits = Limits::of(device);
+            let plan = Plan::new(&config, data, run.stages, limits);
+            Plan::admit(plan, &config, data, run.stages, (device.info(), limits))?;
         }
         Ok(())
     }
