@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::io::{BufWriter, Write, stdin, stdout};
+use std::io::{BufWriter, Write, stderr, stdin, stdout};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -65,7 +65,7 @@ struct Recommended<'a> {
 pub fn run(args: Args) -> Result<()> {
     let mut trained = args.trained.load()?;
     for warning in &trained.data.warnings {
-        eprintln!("warning {warning}");
+        let _ = writeln!(stderr(), "warning {warning}");
     }
     let (k, data) = (args.top_k as usize, &trained.data);
     // Every code has an item, so K codes hold K items, beside those that are left out.

@@ -2,8 +2,10 @@
 //! 2014, whose lines are printed Python dicts. Either may be in any of them: who keeps a part of a dump does it in Python.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::super::described::Described;
@@ -43,10 +45,15 @@ struct InMilliseconds<'a> {
 
 /// What a file with this first line is, if it is one of these.
 pub(super) fn recognise(line: &str) -> Option<(Layout, Kind)> {
-    let Value::Object(record) = record(line).ok()? else {
-        return None;
+    // The values are skipped: a line may be long.
+    let keys: HashSet<String> = match serde_json::from_str::<HashMap<Cow<str>, IgnoredAny>>(line) {
+        Ok(entries) => entries.into_keys().map(Cow::into_owned).collect(),
+        Err(_) => match python::parse(line).ok()? {
+            Value::Object(entries) => entries.into_iter().map(|(key, _)| key).collect(),
+            _ => return None,
+        },
     };
-    let has = |key| record.contains_key(key);
+    let has = |key| keys.contains(key);
     let printed = line.trim_start().starts_with("{'") || line.trim_start().starts_with("{u'");
     let is_review = has("reviewerID") || has("user_id");
     let layout = match (has("parent_asin"), has("asin")) {
