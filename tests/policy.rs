@@ -29,6 +29,7 @@ use vstar::learn::policy::StepFigures;
 use vstar::learn::questions::Question;
 use vstar::learn::rl::{self, Stepper};
 use vstar::learn::rollout;
+use vstar::learn::schedule::Limit;
 use vstar::learn::sequences::push_tree;
 use vstar::model::Model;
 use vstar::model::checkpoint::Init;
@@ -389,7 +390,7 @@ fn rollouts_that_are_not_finite_are_skipped_and_end_the_run() {
     let first = temporary.path().join("first");
     std::fs::create_dir(&first).unwrap();
     engine.model.save(&first).unwrap();
-    let limit = rl::Limit {
+    let limit = Limit {
         steps: Some(9),
         decode_tokens: None,
     };
@@ -447,7 +448,7 @@ fn two_steps(
     std::fs::create_dir(&first)?;
     engine.model.save(&first)?;
     let before = engine.model.weights.read()?;
-    let limit = rl::Limit {
+    let limit = Limit {
         steps: Some(2),
         decode_tokens: None,
     };

@@ -192,6 +192,37 @@ fn a_regularised_run_goes_on_with_the_same_bits() {
     resumes_with_the_same_bits(cpu(), &recipe, &[(Stage::Sft, 4), (Stage::Rl, 2)]);
 }
 
+/// Where a stage ends by decode tokens, its learning rates follow from what they bought so far, which lags behind what is
+/// under way.
+#[test]
+fn a_stage_of_tokens_has_the_same_bits_however_often_it_is_saved() {
+    let tokens = [
+        "rl.max_decode_tokens=1200",
+        "rl.schedule=cosine",
+        "rl.eval_every=0",
+        "ved.score_leaves=false",
+        "eval.baselines=false",
+    ];
+    let data = dataset();
+    let temporary = tempfile::tempdir().unwrap();
+    let model = |name: &str, change: &str| {
+        let config = config(&[STEPS, &tokens, &[change]].concat());
+        let root = temporary.path().join(name);
+        run(&cpu(), &root, &config, &data, ALL);
+        let steps = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+        let steps = steps.lines().filter(|line| line.contains("\"lr\"")).count();
+        let last = Checkpoints::open(&root.join("checkpoints"), 100)
+            .unwrap()
+            .latest();
+        let last = last.unwrap().unwrap();
+        (steps, fs::read(last.join("model.safetensors")).unwrap())
+    };
+    let often = model("often", "run.checkpoint_every=1");
+    assert!(often.0 > 6 + 4, "{} steps", often.0);
+    assert!(often == model("once", "run.checkpoint_every=1000"));
+    assert!(often != model("other", "rl.max_decode_tokens=1300"));
+}
+
 #[test]
 fn a_stage_alone_goes_on_with_the_same_bits() {
     let data = dataset();

@@ -352,6 +352,7 @@ fn a_state_reads_back_to_the_bit() {
         best_step: Some(80),
         bad_evaluations: 2,
         decode_tokens: 1 << 40,
+        last_decode_tokens: 100,
         skipped_steps: 1,
         updates: 41,
         elapsed_seconds: 0.1 + 0.2,

@@ -3,6 +3,7 @@
 use super::comparison::{self, System, bootstrap};
 use super::context::{Context, Validation, attention, restore_choices};
 use super::engine::{Capacity, Engine, Options};
+use super::schedule::Limit;
 use super::trained_on::other_catalog;
 use super::{mixing, rl, rollout, sft};
 use crate::config::{self, Arch, Candidates, Config};
@@ -388,8 +389,8 @@ impl<'a> Job<'a> {
         let weighted = config.reward.value > 0.0;
         let mut check = |model: &Model| validate(model, data, tables, searcher, users, weighted);
         let limit = match token_limit {
-            None => rl::Limit::of(&config.rl),
-            decode_tokens => rl::Limit {
+            None => Limit::of(&config.rl),
+            decode_tokens => Limit {
                 steps: None,
                 decode_tokens,
             },

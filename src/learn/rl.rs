@@ -13,8 +13,8 @@ use super::mixing::Mixing;
 use super::policy::{Policy, StepFigures};
 use super::questions::{Question, Questions};
 use super::rollout::{self, Rollout};
-use super::schedule::LearningRate;
-use crate::config::{Config, Rl};
+use super::schedule::{LearningRate, Limit};
+use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::{Counters, Reading, Stream};
 use crate::model::Model;
@@ -24,39 +24,6 @@ use crate::run::State;
 use anyhow::Result;
 use std::path::Path;
 use std::time::Instant;
-
-/// Where a stage ends: after a number of steps, or of decode tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub steps: Option<u64>,
-    pub decode_tokens: Option<u64>,
-}
-
-impl Limit {
-    /// That of these settings.
-    pub fn of(rl: &Rl) -> Limit {
-        match rl.max_decode_tokens {
-            0 => Limit {
-                steps: Some(rl.last_step() as u64),
-                decode_tokens: None,
-            },
-            tokens => Limit {
-                steps: (rl.max_steps > 0).then_some(rl.max_steps as u64),
-                decode_tokens: Some(tokens),
-            },
-        }
-    }
-
-    fn reached(&self, state: &State) -> bool {
-        self.steps.is_some_and(|n| state.step >= n)
-            || self.decode_tokens.is_some_and(|n| state.decode_tokens >= n)
-    }
-
-    /// Steps that the tokens buy when each decodes `per_step`.
-    fn bought(&self, per_step: u64) -> Option<u64> {
-        self.decode_tokens.map(|n| n.div_ceil(per_step.max(1)))
-    }
-}
 
 /// One step of reinforcement learning on the device: rollout and updates, submitted without a look at what comes out.
 pub struct Stepper {
@@ -222,6 +189,7 @@ impl Ahead {
         state.updates = figures.updates;
         state.loss_scale = figures.loss_scale;
         state.decode_tokens += figures.decode_cost;
+        state.last_decode_tokens = figures.decode_cost;
         let mut record = Record::default();
         let (step, checkpoints) = (self.step, &context.checkpoints);
         let counts = faults.check((step, finite), state, checkpoints, &mut record, || {
@@ -265,19 +233,13 @@ pub fn run(
     let mut stepper = Stepper::new(engine, config, data)?;
     let mut prepared = false;
     let per_step = (rl.prompts * stepper.rollout.searcher.budget()) as u64;
-    let bought = limit.bought(per_step);
-    let total = limit.steps.into_iter().chain(bought).min().unwrap_or(0);
-    let rate = LearningRate {
-        schedule: rl.schedule,
-        peak: rl.lr,
-        floor: rl.min_lr,
-        warmup: rl.warmup_steps as u64,
-        // A stage that ends by tokens has the whole schedule too; `rl.max_steps` cuts one off.
-        total: bought.unwrap_or(rl.steps as u64),
-    };
+    let total = |bought: Option<u64>| limit.steps.into_iter().chain(bought).min().unwrap_or(0);
     let mut faults = Faults::default();
     let stopped = |s: &State| rl.patience > 0 && s.bad_evaluations >= rl.patience as u64;
-    context.progress.stage(stage.name(), state.step, total);
+    let bought = limit.bought((state.decode_tokens, state.step), per_step);
+    context
+        .progress
+        .stage(stage.name(), state.step, total(bought));
     if state.step == 0 && state.best_metric.is_none() {
         engine.reset_average()?;
         let before = validate(&engine.model)?;
@@ -292,6 +254,21 @@ pub fn run(
     let mut ahead: Option<Ahead> = None;
     let mut pace = Pace::start();
     while !limit.reached(&state) && !stopped(&state) {
+        // What the last step but one had spent: the same whether the last is still under way or not.
+        let known = match ahead {
+            Some(_) => state.decode_tokens,
+            None => state.decode_tokens - state.last_decode_tokens,
+        };
+        let bought = limit.bought((known, state.step.saturating_sub(1)), per_step);
+        context.progress.expect(total(bought));
+        let rate = LearningRate {
+            schedule: rl.schedule,
+            peak: rl.lr,
+            floor: rl.min_lr,
+            warmup: rl.warmup_steps as u64,
+            // A stage that ends by tokens has the whole schedule too; `rl.max_steps` cuts one off.
+            total: bought.unwrap_or(rl.steps as u64),
+        };
         let lr = rate.at(state.step);
         let asked = questions.draw(rl.prompts, state.step);
         let update = Update {

@@ -61,6 +61,16 @@ impl Progress {
         });
     }
 
+    /// The stage will have `total` steps, as it looks now.
+    pub fn expect(&mut self, total: u64) {
+        if let Some(stage) = &mut self.stage {
+            stage.total = total.max(stage.step);
+            if let Some(bar) = &stage.bar {
+                bar.set_length(stage.total);
+            }
+        }
+    }
+
     /// Step `step` (from 1) is done. Values stay on show until given anew, so that a validation's
     /// metric is seen until the next one.
     pub fn step(&mut self, step: u64, values: &[(&str, f64)]) {
@@ -213,6 +223,22 @@ mod tests {
             stage.line(Duration::from_secs(5960)),
             "sft 3000/3000  2.0 s/step  loss 3.212  ndcg@10 0.0312"
         );
+    }
+
+    #[test]
+    fn what_is_expected_may_change() {
+        let mut progress = Progress {
+            terminal: false,
+            stage: Some(stage(0)),
+        };
+        progress.step(50, &[]);
+        let total = |progress: &mut Progress, expected| {
+            progress.expect(expected);
+            progress.stage.as_ref().map(|stage| stage.total)
+        };
+        assert_eq!(total(&mut progress, 400), Some(400));
+        // Never less than is done.
+        assert_eq!(total(&mut progress, 20), Some(50));
     }
 
     #[test]

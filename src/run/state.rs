@@ -65,6 +65,9 @@ pub struct State {
     pub bad_evaluations: u64,
     /// Backbone tokens run by decoding so far.
     pub decode_tokens: u64,
+    /// Those of the last step.
+    #[serde(default)]
+    pub last_decode_tokens: u64,
     /// Steps left out for a loss or gradient that was not finite.
     pub skipped_steps: u64,
     /// Updates of the weights that were made in this stage: AdamW's count.
@@ -94,6 +97,7 @@ impl State {
             best_step: None,
             bad_evaluations: 0,
             decode_tokens: 0,
+            last_decode_tokens: 0,
             skipped_steps: 0,
             updates: 0,
             loss_scale: None,
