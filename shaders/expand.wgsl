@@ -110,7 +110,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         normaliser = high.y + log(sum.y);
     }
     let out = select(p.first + row, place, p.keep != 0u) * p.fanout;
-    let top = (p.first + row) * p.top;
+    let top = place * p.top;
     for (var c = lane; c < children; c += LANES) {
         let x = legal_logit(row, begin + c);
         child_logp[out + c] = finite(x - normaliser);
@@ -127,7 +127,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    if row < p.rows {
+    if place != NONE {
         for (var i = children + lane; i < p.top; i += LANES) {
             top_edge[top + i] = NONE;
             top_logp[top + i] = MASKED;

@@ -17,6 +17,7 @@ struct Params { prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at:
 //!include rng
 //!include search
 //!include grow
+//!include settled
 
 const MAX_LEVELS: u32 = 16u;
 const MAX_DEAD_ENDS: u32 = 16u;
@@ -37,8 +38,27 @@ fn legal(node: u32) -> u32 {
     return trie[at + 1u] - trie[at];
 }
 
+// Whether prefixes that a single SID begins with are not run.
+fn settles() -> bool {
+    return p.run_levels < p.levels;
+}
+
+// Whether a node is complete: an SID, or the only way to one. The root is neither.
+fn is_settled(node: u32) -> bool {
+    return node > 0u && is_settled_at(tree[node_at(b, node) + TRIE], settles());
+}
+
+fn is_run(node: u32) -> bool {
+    return !settles() || !is_settled(node);
+}
+
+// Children that complete an SID without a forward.
+fn free_children(node: u32) -> u32 {
+    return select(0u, settled_children(tree[node_at(b, node) + TRIE]), settles());
+}
+
 fn is_closed(node: u32) -> bool {
-    return tree[node_at(b, node) + CLOSED] == legal(node);
+    return is_settled(node) || tree[node_at(b, node) + CLOSED] == legal(node);
 }
 
 // Backup: one more visit to the node and its ancestors.
@@ -57,7 +77,7 @@ fn link(node: u32) {
     tree[at + NEXT] = tree[node_at(b, up) + FIRST];
     tree[node_at(b, up) + FIRST] = node;
     tree[node_at(b, up) + CHILDREN] += 1u;
-    if tree[at + DEPTH] == p.levels {
+    if is_settled(node) {
         while up != NONE {
             tree[node_at(b, up) + CLOSED] += 1u;
             if !is_closed(up) {
@@ -69,17 +89,15 @@ fn link(node: u32) {
     visit(node);
 }
 
-// Counts a node that is in the tree: its children are unexpanded or, past the last level that is run, within reach.
+// Counts a node that is in the tree: its children are unexpanded or, where they cost nothing, within reach.
 fn count_children(node: u32) {
-    let d = tree[node_at(b, node) + DEPTH];
-    if d == p.levels {
+    if is_settled(node) {
         leaves += 1u;
-    }
-    if d == p.run_levels {
-        // A leaf that was run is an SID itself.
-        reachable += max(legal(node), 1u);
-    } else if d < p.run_levels {
-        open[d] += legal(node);
+        // One that was not run is among its parent's free children.
+        reachable += select(0u, 1u, is_run(node));
+    } else {
+        reachable += free_children(node);
+        open[tree[node_at(b, node) + DEPTH]] += legal(node) - free_children(node);
     }
 }
 
@@ -98,10 +116,10 @@ fn survey(count: u32) {
         let at = node_at(b, node);
         let d = tree[at + DEPTH];
         count_children(node);
-        if d < p.run_levels {
-            open[d] -= tree[at + CHILDREN];
+        if node > 0u && is_run(node) {
+            open[d - 1u] -= 1u;
         }
-        if d == p.levels {
+        if is_settled(node) {
             continue;
         }
         // Relative to the first, so that the mean of equal scores is that score.
@@ -140,8 +158,8 @@ fn is_taken(node: u32, edge: u32) -> bool {
     return false;
 }
 
-// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best V + eta logp. (node, edge);
-// NONE when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
+// Greedy completion: of the deepest nodes with an unexpanded child that costs a forward, the child with the best V + eta
+// logp. (node, edge); NONE when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
 fn best_open(frontier: u32) -> vec2<u32> {
     var chosen = vec2<u32>(NONE, NONE);
     var depth = 0u;
@@ -157,7 +175,8 @@ fn best_open(frontier: u32) -> vec2<u32> {
         let value = stats[stat_at(b, node) + VALUE];
         for (var c = 0u; c < children; c++) {
             let score = value + p.eta * child_logp[(b * p.nodes + node) * p.fanout + c];
-            if (chosen.x == NONE || d > depth || score > best) && !is_taken(node, begin + c) {
+            if (chosen.x == NONE || d > depth || score > best)
+                && !(settles() && is_settled_at(begin + c + 1u, true)) && !is_taken(node, begin + c) {
                 chosen = vec2<u32>(node, begin + c);
                 depth = d;
                 best = score;
@@ -181,7 +200,7 @@ fn is_expandable(node: u32) -> bool {
     let widening = table[min(tree[at + VISITS], p.table - 1u)];
     return children < legal(node)
         && f32(children) < widening
-        && (d + 1u < p.levels || leaves < p.leaves)
+        && (free_children(node) == 0u || leaves < p.leaves)
         && stats[stat_at(b, node) + SCORE] + SLACK * abs(mean[d]) >= mean[d];
 }
 
@@ -282,10 +301,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         tree[header + COUNT] = node + 1u;
         make(b, node, under, edge, child_logp[(b * p.nodes + under) * p.fanout + edge - begin]);
         link(node);
-        let depth = tree[node_at(b, node) + DEPTH];
         count_children(node);
-        if depth <= p.run_levels {
-            open[depth - 1u] -= 1u;
+        if is_run(node) {
+            open[tree[node_at(b, node) + DEPTH] - 1u] -= 1u;
             run(b, row, node, trie[p.tokens_at + edge]);
             tree[header + COST] += 1u;
             row += 1u;

@@ -358,9 +358,9 @@ settings! {
         widen_c: f64 = 2.0, TINY..=1e6;
         /// Widening exponent
         widen_a: f64 = 0.5, 0.0..=1.0;
-        /// Run complete codes too, so that they have a value of their own
+        /// Run complete codes too, so that they have a value of their own; if not, a prefix that a single code begins with is complete
         score_leaves: bool = true, ..;
-        /// Weight of the log-probability in the score of a leaf that is not run
+        /// Weight of the log-probability in the score of a complete code that is not run
         eta: f64 = 0.1, 0.0..=1e6;
         /// Leaves selected per round and prompt
         round: usize = 4, 1..=1024;

@@ -109,10 +109,12 @@ impl Decoder {
             _ => (rows, vec![0.0]),
         };
         let new = |label: &str, words: usize| Buffer::new(device, label, words);
-        let tops = rows
-            * trie
-                .fanout()
-                .min(plan.widths.iter().copied().max().unwrap_or(1));
+        // Samples are drawn without an order of the children.
+        let best = match &config.method {
+            Method::Sample { .. } => 0,
+            _ => plan.widths.iter().copied().max().unwrap_or(0),
+        };
+        let tops = (nodes * trie.fanout().min(best)).max(1);
         let chunk = logit_rows(LOGIT_WORDS.min(most_logits(device)), vocab, hidden);
         let buffers = Buffers {
             tree: new("search tree", (prompts + nodes) * RECORD)?,
@@ -456,11 +458,16 @@ impl Decoded {
 /// Iterations of an invocation's loops in the kernels that order children and candidates, at most.
 fn longest_loop(trie: &TrieBuffers, plan: &Plan, config: &DecodeConfig) -> u64 {
     let [fanout, last] = [trie.fanout(), trie.last_fanout()].map(|n| n as u64);
+    let [goal, nodes, budget] = [plan.goal, plan.nodes, plan.budget].map(|n| n as u64);
     // Each lane of 64 counts, for its children, those before them.
     let expand = fanout.div_ceil(64) * (fanout + 2);
-    // For each candidate, all nodes and the leaves below them; beams are ordered as they are.
+    // For each candidate, every lane of 64 looks at its nodes and at its children of the nodes that were run, some of which it
+    // looks for among the candidates, and at what the lanes have found; beams are ordered as they are.
+    let search = 1 + trie.levels() as u64 + goal;
+    let children = if plan.settles { fanout } else { last }.div_ceil(64);
+    let lane = (nodes.div_ceil(64) + budget * children) * search + nodes + 64;
     let candidates = match config.method {
-        Method::Ved(_) => (plan.goal * plan.nodes) as u64 * (1 + last),
+        Method::Ved(_) => goal * lane,
         _ => 0,
     };
     expand.max(candidates)

@@ -6,7 +6,8 @@ use crate::kernels::beam::{self, beam};
 use crate::kernels::sample::{self, sample};
 
 impl Decoder {
-    /// Grows the trees level by level to the complete SIDs, running each level that has successors or is scored.
+    /// Grows the trees level by level to the complete SIDs, running each level that has successors or is scored; where the
+    /// search settles, what is left of it to run.
     pub(super) fn levels(&self, s: &mut Stream, model: &dyn DecodeModel, step: u32) {
         let levels = self.trie.levels();
         let mut entries = 1;
@@ -19,8 +20,12 @@ impl Decoder {
             self.grow(s, entries, depth, run, step);
             if run {
                 let top = if depth < levels { self.top(depth) } else { 0 };
-                let rows = ((self.prompts() * width).into(), depth);
-                self.run_rows(s, model, rows, top, depth == levels);
+                let made = self.prompts() * width;
+                let rows = match self.plan.settles {
+                    true => self.compact(s, made),
+                    false => made.into(),
+                };
+                self.run_rows(s, model, (rows, depth), top, depth == levels);
             }
             entries = width;
         }
@@ -58,9 +63,9 @@ impl Decoder {
                 slot_base,
                 width,
                 tokens_at,
-                entries,
                 top: self.top(depth - 1) as u32,
                 run,
+                settle: self.plan.settles as u32,
             };
             let inputs = [on.top_edge.all(), on.top_logp.all(), trie];
             beam(s, inputs, on.search(), params);

@@ -80,9 +80,10 @@ pub struct Ved {
     /// A node visited N times may have fewer than `widen_c N^widen_a` children before it gets another.
     pub widen_c: f32,
     pub widen_a: f32,
-    /// Whether complete SIDs are run, so that they have a value of their own.
+    /// Whether complete SIDs are run, so that they have a value of their own. If not, neither is a prefix that a single SID
+    /// begins with: nothing is left to decide, and it counts as that SID.
     pub score_leaves: bool,
-    /// Weight of the log-prob in the value of an SID that is not run.
+    /// Weight of its log-prob in the value of an SID that is not run.
     pub eta: f32,
     /// W: nodes per prompt selected in one round and run as one batch.
     pub round: usize,
@@ -167,10 +168,10 @@ pub struct Candidate {
     pub tokens: Vec<u32>,
     /// The sum of `level_logp`.
     pub logp: f32,
-    /// V of the complete SID if it was run, else V of its parent plus eta times its last log-prob; 0 in beam search and
+    /// V of the complete SID if it was run, else V of the last prefix that was plus eta times `logp`; 0 in beam search and
     /// sampling.
     pub value: f32,
-    /// Log-prob of each token.
+    /// Log-prob of each token; 0 where VED left them out, because no other SID begins so.
     pub level_logp: Vec<f32>,
 }
 

@@ -13,13 +13,16 @@ pub struct Plan {
     pub widths: Vec<usize>,
     /// The last depth that is run through the model: L if complete SIDs have a value of their own, else L - 1.
     pub run_levels: usize,
+    /// Whether prefixes that a single SID begins with count as that SID and are not run: in VED, where complete SIDs have no
+    /// value of their own. What a decode costs is then known afterwards only, and at most what this plan says.
+    pub settles: bool,
     /// Rounds of VED after the first tree.
     pub rounds: usize,
     /// Nodes per prompt a round may run.
     pub round: usize,
     /// Backbone tokens per prompt that may be run (the root counts 1).
     pub budget: usize,
-    /// Leaves the tree may hold when they are not run.
+    /// Complete SIDs and settled prefixes the tree may hold, when they are not run.
     pub free_leaves: usize,
     /// M: nodes the tree may hold.
     pub nodes: usize,
@@ -47,6 +50,7 @@ impl Plan {
         let run: usize = widths[..widths.len() - 1].iter().sum();
         Plan {
             run_levels: widths.len() - 1,
+            settles: false,
             rounds: 0,
             round: 0,
             budget: 1 + run,
@@ -58,8 +62,8 @@ impl Plan {
     }
 
     /// A level of the first tree has `init_beam` nodes or, if it is smaller, all of them: when the level above was cut
-    /// to `init_beam` nodes, each has a child; when it was not, it was whole. So the first tree's cost is known here. A
-    /// budget below that cost is shared evenly by the levels.
+    /// to `init_beam` nodes, each has a child; when it was not, it was whole. So the first tree's cost is known here, or,
+    /// where prefixes settle, the most it can be. A budget below that cost is shared evenly by the levels.
     ///
     /// The rounds are as many as it takes to spend the rest of the budget, `round` nodes at a time. A round in which
     /// selections end nowhere spends less; what is left over at the end is not spent. That does not endanger the number
@@ -125,6 +129,7 @@ impl Plan {
         Ok(Plan {
             widths,
             run_levels,
+            settles: !ved.score_leaves,
             rounds: left.div_ceil(ved.round).max(chains),
             round: ved.round,
             budget,

@@ -1,6 +1,7 @@
 //! The trie on a device.
 
 use crate::device::{Buffer, DeviceRef, Slice};
+use crate::kernels::search::trie_words;
 use anyhow::Result;
 
 /// The trie's arrays in one buffer, and the few numbers about it that the host needs.
@@ -26,7 +27,7 @@ impl TrieBuffers {
         child_token: &[u32],
         first_leaf: u32,
     ) -> Result<Self> {
-        let words = Buffer::with_u32(device, "trie", &[child_begin, child_token].concat())?;
+        let words = Buffer::with_u32(device, "trie", &trie_words(child_begin, child_token))?;
         let fanouts = child_begin
             .windows(2)
             .map(|pair| (pair[1] - pair[0]) as usize);
@@ -48,7 +49,7 @@ impl TrieBuffers {
         })
     }
 
-    /// `child_begin`, then `child_token`.
+    /// As the kernels read it ([`crate::kernels::search`]).
     pub fn words(&self) -> Slice {
         self.words.all()
     }

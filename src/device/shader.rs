@@ -41,6 +41,7 @@ const INCLUDES: &[(&str, &str)] = &[
     ("rng", include_str!("../../shaders/shared/rng.wgsl")),
     ("rows", include_str!("../../shaders/shared/rows.wgsl")),
     ("search", include_str!("../../shaders/shared/search.wgsl")),
+    ("settled", include_str!("../../shaders/shared/settled.wgsl")),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
     (
         "sigmoid4",

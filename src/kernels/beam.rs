@@ -1,16 +1,19 @@
 //! One level of beam search (spec 4): the `width` best of all entries' candidates become the next level's nodes.
 //!
-//! A prompt's entries are its newest nodes (`frontier .. count`); entry `e` has row `b * entries + e` of `top_edge` and
-//! `top_logp` (`[n, top]`, from [`super::expand`]). Order: cumulative log-prob, then lower token id, then lower entry; new
+//! A prompt's entries are its newest nodes (`frontier .. count`); a node has its row of `top_edge` and `top_logp`
+//! (`[B * M, top]`, from [`super::expand`]). Order: cumulative log-prob, then lower token id, then lower node; new
 //! nodes are numbered in it. Their rows and entries (`width` per prompt, inactive past the last candidate) are written
 //! for the next forward; `run` says whether there is one, which is what costs.
 //!
-//! Floor: 2 operations and 8 bytes per candidate, a node and a row written per place. Ranks are counted, `entries log(top)`
-//! loads per candidate in parallel; the twin sorts.
+//! With `settle`, a node that a single SID begins with is complete: it has an inactive row, costs nothing, and keeps its
+//! place, so that the levels below have one less.
+//!
+//! Floor: 2 operations and 8 bytes per candidate, taking all of the places above to have some, a node and a row written per
+//! place. Ranks are counted, `width log(top)` loads per candidate in parallel; the twin sorts.
 
 use super::search::{
-    FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, SearchSlices, Shape, Trie, each_prompt, header,
-    stat,
+    FIXTURE_SLOTS, Fixture, NEW_NODE_BYTES, NONE, Prompt, RECORD, SearchSlices, Shape, Trie,
+    each_prompt, header, node, stat,
 };
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
@@ -19,9 +22,9 @@ use anyhow::Result;
 use std::cell::RefCell;
 
 params! {
-    /// `nodes` is M, `entries` the rows per prompt of the candidates, `width` those of the next forward.
+    /// `nodes` is M, `width` the rows per prompt of the next forward.
     Params {
-        prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, entries: u32, top: u32, run: u32,
+        prompts: u32, nodes: u32, slot_base: u32, width: u32, tokens_at: u32, top: u32, run: u32, settle: u32,
     }
 }
 
@@ -48,14 +51,14 @@ pub fn beam(s: &mut Stream, inputs: [Slice; 3], on: SearchSlices, p: Params) {
 fn cost(launch: &Launch) -> Cost {
     let p: Params = launch.read_params();
     let prompts = p.prompts as u64;
-    let candidates = prompts * p.entries as u64 * p.top as u64;
+    let candidates = prompts * p.width as u64 * p.top as u64;
     Cost {
         operations: 2 * candidates,
         bytes: 8 * candidates + prompts * p.width as u64 * NEW_NODE_BYTES,
     }
 }
 
-/// Log-prob of the prefix, token, entry, place among the best children.
+/// Log-prob of the prefix, token, node, place among the best children.
 type Candidate = (f32, u32, usize, usize);
 
 thread_local! {
@@ -65,7 +68,7 @@ thread_local! {
 
 fn twin(args: &Args) {
     let p: Params = args.params();
-    let (entries, top, width) = (p.entries as usize, p.top as usize, p.width as usize);
+    let (nodes, top, width) = (p.nodes as usize, p.top as usize, p.width as usize);
     let (top_edge, top_logp) = (args.u32(0), args.f32(1));
     let trie = Trie::new(args.u32(2), p.tokens_at);
     let shape = Shape {
@@ -74,17 +77,20 @@ fn twin(args: &Args) {
         slot_base: p.slot_base,
         width: p.width,
     };
+    let is_settled = |prompt: &Prompt, node: usize| {
+        p.settle != 0 && node > 0 && trie.is_settled(prompt.node(node, node::TRIE), true)
+    };
     each_prompt(shape, args, 3, |mut prompt| {
         let frontier = *prompt.header(header::FRONTIER) as usize;
         let count = *prompt.header(header::COUNT) as usize;
         let made = CANDIDATES.with_borrow_mut(|candidates| {
             candidates.clear();
-            for e in 0..count - frontier {
-                let prefix = prompt.stat(frontier + e, stat::CUMULATIVE);
-                let first = (prompt.index * entries + e) * top;
+            for node in (frontier..count).filter(|&node| !is_settled(&prompt, node)) {
+                let prefix = prompt.stat(node, stat::CUMULATIVE);
+                let first = (prompt.index * nodes + node) * top;
                 for i in first..first + top {
                     if top_edge[i] != NONE {
-                        candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), e, i));
+                        candidates.push((prefix + top_logp[i], trie.token(top_edge[i]), node, i));
                     }
                 }
             }
@@ -94,44 +100,62 @@ fn twin(args: &Args) {
                     .total_cmp(&(a.0 + 0.0))
                     .then((a.1, a.2).cmp(&(b.1, b.2)))
             };
-            if candidates.len() > width {
-                candidates.select_nth_unstable_by(width - 1, before);
-                candidates.truncate(width);
+            let complete = (1..count).filter(|&node| is_settled(&prompt, node));
+            let places = width.saturating_sub(complete.count());
+            if candidates.len() > places {
+                if places > 0 {
+                    candidates.select_nth_unstable_by(places - 1, before);
+                }
+                candidates.truncate(places);
             }
             candidates.sort_unstable_by(before);
-            for (rank, &(_, token, e, i)) in candidates.iter().enumerate() {
-                prompt.make(count + rank, frontier + e, top_edge[i], top_logp[i]);
+            for (rank, &(_, token, node, i)) in candidates.iter().enumerate() {
+                prompt.make(count + rank, node, top_edge[i], top_logp[i]);
                 prompt.run(rank, count + rank, token);
             }
             candidates.len()
         });
+        let mut cost = 0;
+        for rank in 0..made {
+            match is_settled(&prompt, count + rank) {
+                true => prompt.idle(rank),
+                false => cost += 1,
+            }
+        }
         prompt.rest(made);
         *prompt.header(header::COUNT) += made as u32;
         *prompt.header(header::FRONTIER) = count as u32;
-        *prompt.header(header::COST) += if p.run != 0 { made as u32 } else { 0 };
+        *prompt.header(header::COST) += if p.run != 0 { cost } else { 0 };
     });
 }
 
 pub fn cases(h: &mut Harness) -> Result<()> {
-    // Two levels in a row; coarse log-probs, so that scores tie within and across entries.
-    for (prompts, fanout, width) in [(1, 1, 1), (3, 5, 4), (65, 7, 9), (2, 70, 130)] {
-        let nodes = 1 + 2 * width;
-        let at = Fixture::new(h, [2, fanout], [prompts, nodes, width])?;
+    // Three levels in a row; coarse log-probs, so that scores tie within and across entries.
+    for (prompts, fanout, width, settle) in [
+        (1, 1, 1, 0),
+        (3, 5, 4, 1),
+        (65, 2, 9, 1),
+        (65, 7, 9, 0),
+        (2, 70, 130, 0),
+    ] {
+        let nodes = 1 + 3 * width;
+        let at = Fixture::new(h, [3, fanout], [prompts, nodes, width])?;
         let begin = &at.child_begin;
-        for level in 0..2 {
-            let entries = if level == 0 { 1 } else { width };
+        for level in 0..3 {
             let top = fanout.min(width);
-            let place = h.read_u32(&at.entry)?;
+            let tree = h.read_u32(&at.tree)?;
             let (mut edges, mut logps) = (Vec::new(), Vec::new());
-            for row in 0..prompts * entries {
-                let (node, inner) = (place[2 * row], place[2 * row + 1] as usize);
+            for record in tree.chunks_exact((1 + nodes) * RECORD).flat_map(|tree| {
+                let count = tree[header::COUNT] as usize;
+                let nodes = tree[RECORD..].chunks_exact(RECORD).enumerate();
+                nodes.map(move |(node, record)| (node < count).then_some(record))
+            }) {
                 let mut list: Vec<f32> = (0..top).map(|_| -(h.draws().below(6) as f32)).collect();
                 list.sort_by(|a, b| b.total_cmp(a));
-                let children = if node == NONE {
-                    0..0
-                } else {
+                let children = record.map_or(0..0, |record| {
+                    let inner = record[node::TRIE] as usize;
                     begin[inner]..begin[inner + 1]
-                };
+                });
                 // Any order of children will do for the kernel; keep the edges distinct.
                 edges.extend((0..top).map(|i| children.clone().nth(i).unwrap_or(NONE)));
                 logps.extend(list);
@@ -143,9 +167,9 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 slot_base: FIXTURE_SLOTS,
                 width: width as u32,
                 tokens_at: begin.len() as u32,
-                entries: entries as u32,
                 top: top as u32,
-                run: 1 - level,
+                run: (level < 2) as u32,
+                settle,
             };
             beam(
                 h.stream(),

@@ -2,17 +2,18 @@
 //!
 //! - `ordered` (beam search, sampling): the newest nodes, in their order.
 //! - Else the leaves of the tree by value (ties: the earlier node): their own V if leaves were run, or V of the parent plus
-//!   `eta logp`; then, while there are fewer than `goal`, the SIDs that are not in the tree but whose parent was run, by V
-//!   of the parent plus `eta logp`. All distinct.
+//!   `eta logp` of the whole SID; then, while there are fewer than `goal`, the SIDs that are not in the tree but whose parent
+//!   was run, likewise. All distinct. Where leaves are not run, a prefix that a single SID begins with is that SID (see
+//!   [`super::search`]); the log-probs of the tokens that it leaves open count 0.
 //!
 //! `picked`: u32 `[B, 4 + L + 1 + goal (1 + L)]`: candidates, of these found by the search, cost, dead ends; nodes per
 //! depth 0 ..= L; then sid and tokens of each candidate. `scores`: f32 `[B, goal, 2 + L]`: log-prob, value, log-prob per
 //! level. Past the last candidate both are left as they were.
 //!
-//! Floor: a scan of the tree per candidate, 2 operations a node; the tree, its stats and log-probs read once. One
-//! invocation per prompt.
+//! Floor: a scan of the tree and, where leaves are not run, of the log-probs it keeps per candidate, 2 operations a node and a
+//! log-prob; the tree, its stats and log-probs read once. One workgroup per prompt.
 
-use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat};
+use super::search::{NONE, RECORD, STATS, Trie, header, node, random_trie, stat, trie_words};
 use crate::device::threads::{chunks, chunks_mut, each};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Slice, Stream};
 use crate::kernels::harness::Harness;
@@ -72,12 +73,7 @@ pub fn candidates(s: &mut Stream, on: Candidates, p: Params) {
         on.picked,
         on.scores,
     ];
-    s.push(
-        &CANDIDATES,
-        &p,
-        &slices,
-        Grid::cover(p.prompts as usize, 64),
-    );
+    s.push(&CANDIDATES, &p, &slices, Grid(p.prompts));
 }
 
 /// One prompt's selection.
@@ -105,24 +101,50 @@ impl Selection<'_> {
         self.node(node, node::PARENT) as usize
     }
 
-    fn is_picked(&self, sid: u32) -> bool {
+    /// Whether prefixes that a single SID begins with are complete as they are.
+    fn settles(&self) -> bool {
+        self.p.ordered == 0 && self.p.score_leaves == 0
+    }
+
+    fn is_leaf(&self, node: usize) -> bool {
+        node > 0
+            && self
+                .trie
+                .is_settled(self.node(node, node::TRIE), self.settles())
+    }
+
+    /// The SID below `edge` is among the candidates.
+    fn is_picked(&self, edge: u32) -> bool {
+        let mut leaf = edge + 1;
+        while !self.trie.edges(leaf).is_empty() {
+            leaf = self.trie.edges(leaf).start + 1;
+        }
+        let sid = leaf - self.p.first_leaf;
         let list = self.picked.chunks_exact(1 + self.p.levels as usize);
         list.take(self.found).any(|candidate| candidate[0] == sid)
     }
 
-    /// Appends the SID that ends with `edge` under node `under`.
+    /// Appends the SID that `edge` under node `under` leads to; tokens that nothing else could be have log-prob 0.
     fn pick(&mut self, under: usize, edge: u32, logp: f32, value: f32) {
         let levels = self.p.levels as usize;
         let at = self.found * (1 + levels);
         let at_scores = self.found * (2 + levels);
         self.found += 1;
-        self.picked[at] = edge + 1 - self.p.first_leaf;
-        self.picked[at + levels] = self.trie.token(edge);
+        let depth = self.node(under, node::DEPTH) as usize + 1;
         self.scores[at_scores] = self.stat(under, stat::CUMULATIVE) + logp;
         self.scores[at_scores + 1] = value;
-        self.scores[at_scores + 1 + levels] = logp;
+        self.picked[at + depth] = self.trie.token(edge);
+        self.scores[at_scores + 1 + depth] = logp;
+        let mut leaf = edge + 1;
+        for level in depth + 1..=levels {
+            let edge = self.trie.edges(leaf).start;
+            self.picked[at + level] = self.trie.token(edge);
+            self.scores[at_scores + 1 + level] = 0.0;
+            leaf = edge + 1;
+        }
+        self.picked[at] = leaf - self.p.first_leaf;
         let mut node = under;
-        for level in (1..levels).rev() {
+        for level in (1..depth).rev() {
             self.picked[at + level] = self.trie.token(self.node(node, node::TRIE) - 1);
             self.scores[at_scores + 1 + level] = self.stat(node, stat::LOGP);
             node = self.parent(node);
@@ -131,10 +153,16 @@ impl Selection<'_> {
 
     /// The value of a leaf in the tree.
     fn leaf_value(&self, leaf: usize) -> f32 {
-        if self.p.ordered != 0 || self.p.score_leaves != 0 {
-            return self.stat(leaf, stat::VALUE);
+        match self.settles() {
+            true => self.promise(self.parent(leaf), self.stat(leaf, stat::LOGP)),
+            false => self.stat(leaf, stat::VALUE),
         }
-        self.stat(self.parent(leaf), stat::VALUE) + self.p.eta * self.stat(leaf, stat::LOGP)
+    }
+
+    /// The value of an SID that was not run.
+    fn promise(&self, under: usize, logp: f32) -> f32 {
+        let prefix = self.stat(under, stat::CUMULATIVE);
+        self.stat(under, stat::VALUE) + self.p.eta * (prefix + logp)
     }
 
     fn pick_leaf(&mut self, leaf: usize) {
@@ -147,10 +175,10 @@ impl Selection<'_> {
     fn pick_best_leaf(&mut self, count: usize) -> bool {
         let (mut chosen, mut best) = (None, 0.0);
         for node in 0..count {
-            if self.node(node, node::DEPTH) == self.p.levels {
+            if self.is_leaf(node) {
                 let value = self.leaf_value(node);
-                let sid = self.node(node, node::TRIE) - self.p.first_leaf;
-                if (chosen.is_none() || value > best) && !self.is_picked(sid) {
+                let edge = self.node(node, node::TRIE) - 1;
+                if (chosen.is_none() || value > best) && !self.is_picked(edge) {
                     (chosen, best) = (Some(node), value);
                 }
             }
@@ -162,15 +190,17 @@ impl Selection<'_> {
     fn pick_best_completion(&mut self, count: usize) -> bool {
         let (mut chosen, mut best) = (None, 0.0);
         for node in 0..count {
-            if self.node(node, node::DEPTH) + 1 != self.p.levels {
+            let is_parent = self.settles() || self.node(node, node::DEPTH) + 1 == self.p.levels;
+            if self.is_leaf(node) || !is_parent {
                 continue;
             }
             let edges = self.trie.edges(self.node(node, node::TRIE));
             let logps = &self.child_logp[node * self.p.fanout as usize..];
             for (edge, &logp) in edges.zip(logps) {
-                let value = self.stat(node, stat::VALUE) + self.p.eta * logp;
+                let value = self.promise(node, logp);
                 let better = chosen.is_none() || value > best;
-                if better && !self.is_picked(edge + 1 - self.p.first_leaf) {
+                let complete = self.trie.is_settled(edge + 1, self.settles());
+                if better && complete && !self.is_picked(edge) {
                     (chosen, best) = (Some((node, edge, logp)), value);
                 }
             }
@@ -188,7 +218,8 @@ fn cost(launch: &Launch) -> Cost {
     let [scanned, kept] = if p.ordered != 0 {
         [goal, 0]
     } else {
-        [nodes * goal, nodes * fanout]
+        let looked_at = if p.score_leaves != 0 { 1 } else { 1 + fanout };
+        [nodes * looked_at * goal, nodes * fanout]
     };
     let words = picked_words(p.levels as usize, goal as usize) as u64;
     let scores = goal * (2 + p.levels as u64);
@@ -262,7 +293,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
         (2, 3, 3, 4, 1, 0),
     ] {
         let (begin, tokens, first_leaf) = random_trie(h.draws(), levels, fanout, 50);
-        let trie = h.u32("trie", &[begin.clone(), tokens].concat());
+        let trie = h.u32("trie", &trie_words(&begin, &tokens));
         let nodes = 1 + 4 * levels;
         let mut image = Vec::new();
         for b in 0..prompts as u32 {

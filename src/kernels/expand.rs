@@ -4,7 +4,7 @@
 //! - the `top` children by logit, hence by log-prob; ties go to the lower token id.
 //!
 //! Shapes: `logits` `[n, V]`, `value` `[n]`, `entry` `[n, 2]`, `child_logp` `[rows or nodes, fanout]` (the first words of
-//! a row are its children's), `stats` `[nodes, 5]` (see [`super::search`]), `top_edge` and `top_logp` `[n, top]` (NONE and
+//! a row are its children's), `stats` `[nodes, 5]` (see [`super::search`]), `top_edge` and `top_logp` `[nodes, top]` (NONE and
 //! -1e30 past the last child). Inactive rows (entry NONE) and leaves read no logits; a leaf's H is 0 and its G is V.
 //!
 //! Values that are not finite become -1e30: a diverged model is noticed by its loss, and still spells valid SIDs.
@@ -16,7 +16,7 @@
 use super::log_softmax::{row_max, row_sums};
 use super::math::MASKED;
 use super::search::{self, NONE, STATS, Trie, stat};
-use crate::device::threads::{chunks, chunks_mut, each, rising};
+use crate::device::threads::{chunks, each, rising};
 use crate::device::{Args, Cost, Grid, Kernel, Launch, Size, Slice, Stream};
 use crate::kernels::harness::Harness;
 use crate::{bindings, params};
@@ -112,18 +112,21 @@ fn twin(args: &Args) {
     let place = |row: usize| (entry[2 * row] != NONE).then_some(entry[2 * row] as usize);
     let line = |row: usize| place(row).map(|place| if p.keep != 0 { place } else { first + row });
     // SAFETY: the entries do not change meanwhile.
-    let (child_logp, stats) = unsafe {
+    let (child_logp, stats, top_edge, top_logp) = unsafe {
         (
             rising(args.f32_mut(4), p.fanout as usize, rows, line),
             rising(args.f32_mut(5), STATS, rows, place),
+            rising(args.u32_mut(6), top, rows, place),
+            rising(args.f32_mut(7), top, rows, place),
         )
     };
+    let risen = "nodes of entries rise";
     let parts = (
         chunks(entry, 2),
-        child_logp.expect("nodes of entries rise"),
-        stats.expect("nodes of entries rise"),
-        chunks_mut(&mut args.u32_mut(6)[first * top..][..rows * top], top),
-        chunks_mut(&mut args.f32_mut(7)[first * top..][..rows * top], top),
+        child_logp.expect(risen),
+        stats.expect(risen),
+        top_edge.expect(risen),
+        top_logp.expect(risen),
     );
     let per_task = (16_384 / vocab.max(1)).max(1);
     each(
@@ -205,7 +208,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
     ] {
         for (renormalise, keep, valued) in [(0, 1, true), (1, 0, false)] {
             let (begin, tokens, first_leaf) = search::random_trie(h.draws(), 2, fanout, vocab);
-            let trie = h.u32("trie", &[begin.clone(), tokens].concat());
+            let trie = h.u32("trie", &search::trie_words(&begin, &tokens));
             // Equal logits in places, so that ties are met; the last row is a leaf, the one before inactive.
             let values: Vec<f32> = (0..rows * vocab)
                 .map(|i| if i % 3 == 0 { 0.5 } else { h.draws().normal() })
@@ -224,8 +227,8 @@ pub fn cases(h: &mut Harness) -> Result<()> {
             let entry = h.u32("entry", &entries);
             let child_logp = h.random("child_logp", 2 * rows * fanout);
             let stats = h.random("stats", 2 * rows * STATS);
-            let top_edge = h.u32("top_edge", &vec![1; (rows * top).max(1)]);
-            let top_logp = h.random("top_logp", (rows * top).max(1));
+            let top_edge = h.u32("top_edge", &vec![1; (2 * rows * top).max(1)]);
+            let top_logp = h.random("top_logp", (2 * rows * top).max(1));
             let on = Expand {
                 logits: logits.slice(),
                 value: valued.then_some(value.slice()),
@@ -274,7 +277,7 @@ mod tests {
         x: [f32; 6],
         renormalise: u32,
     ) -> (Vec<f32>, Vec<f32>, Vec<u32>) {
-        let trie = h.u32("trie", &[0, 3, 3, 3, 3, 1, 3, 4]);
+        let trie = h.u32("trie", &search::trie_words(&[0, 3, 3, 3, 3], &[1, 3, 4]));
         let (logits, value) = (h.f32("logits", &x), h.f32("value", &[0.25]));
         let entry = h.u32("entry", &[0, 0]);
         let (child_logp, stats) = (

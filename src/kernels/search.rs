@@ -16,7 +16,9 @@
 //!
 //! `entry`: u32 `[n, 2]`: for each row the model ran, its node (`b * M + i`, or NONE for an inactive row) and trie node.
 //!
-//! `trie`: u32, `child_begin` then (from word `tokens_at`) `child_token` (see [`crate::decode::TrieBuffers`]).
+//! `trie`: u32, `child_begin`, then (from word `tokens_at`) `child_token`, then each node's *settled* children, those that a
+//! single SID begins with ([`trie_words`]; see [`crate::decode::TrieBuffers`]). What follows a settled prefix is decided, so a
+//! search that has no use for the scores of complete SIDs does not run it: there it counts as the SID itself.
 //!
 //! Node `i` of prompt `b` has the cache slot `slot_base + b * M + i`; the root's is never written (its keys and values
 //! are the prompt's).
@@ -90,6 +92,34 @@ impl<'a> Trie<'a> {
     pub fn token(self, edge: u32) -> u32 {
         self.words[self.tokens_at + edge as usize]
     }
+
+    pub fn settled_children(self, node: u32) -> u32 {
+        self.words[2 * self.tokens_at - 2 + node as usize]
+    }
+
+    /// Whether `node` spells a single SID; without `settle`, whether it is one.
+    pub fn is_settled(self, node: u32, settle: bool) -> bool {
+        match self.edges(node).len() {
+            0 => true,
+            1 => settle && self.settled_children(node) == 1,
+            _ => false,
+        }
+    }
+}
+
+/// The words of a trie.
+pub fn trie_words(child_begin: &[u32], child_token: &[u32]) -> Vec<u32> {
+    let nodes = child_begin.len() - 1;
+    let mut children = vec![0; nodes];
+    let mut is_settled = vec![false; nodes];
+    // Children come after their parents; edge e leads to node e + 1.
+    for node in (0..nodes).rev() {
+        let edges = child_begin[node] as usize..child_begin[node + 1] as usize;
+        let below = edges.len();
+        children[node] = edges.filter(|edge| is_settled[edge + 1]).count() as u32;
+        is_settled[node] = below == 0 || (below == 1 && children[node] == 1);
+    }
+    [child_begin, child_token, &children].concat()
 }
 
 /// What one prompt's part of a twin may write: its tree, stats, parent links, and its rows and entries of the next
@@ -148,14 +178,16 @@ impl Prompt<'_> {
         self.entry[2 * row..2 * row + 2].copy_from_slice(&pair);
     }
 
+    /// Makes `row` inactive.
+    pub fn idle(&mut self, row: usize) {
+        let record = bytemuck::cast_slice(&[Row::INACTIVE]);
+        self.rows[row * Row::WORDS..][..Row::WORDS].copy_from_slice(record);
+        self.entry[2 * row..2 * row + 2].copy_from_slice(&[NONE, 0]);
+    }
+
     /// Makes the rows from `row` on inactive.
     pub fn rest(&mut self, row: usize) {
-        for record in self.rows.chunks_exact_mut(Row::WORDS).skip(row) {
-            record.copy_from_slice(bytemuck::cast_slice(&[Row::INACTIVE]));
-        }
-        for entry in self.entry.chunks_exact_mut(2).skip(row) {
-            entry.copy_from_slice(&[NONE, 0]);
-        }
+        (row..self.entry.len() / 2).for_each(|row| self.idle(row));
     }
 }
 
@@ -340,7 +372,7 @@ impl Fixture {
         let prompt = h.u32("prompt", &spans);
         let slots = FIXTURE_SLOTS as usize + prompts * nodes;
         let fixture = Fixture {
-            trie: h.u32("trie", &[child_begin.clone(), tokens].concat()),
+            trie: h.u32("trie", &trie_words(&child_begin, &tokens)),
             child_begin,
             tree: h.u32("tree", &vec![3; prompts * (1 + nodes) * RECORD]),
             stats: h.random("stats", prompts * nodes * STATS),

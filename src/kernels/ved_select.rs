@@ -8,12 +8,13 @@
 //! yet and are not descended into; nodes whose subtree is complete are closed and never are.
 //!
 //! - A descent that ends at no expandable node counts a visit along its path; [`MAX_DEAD_ENDS`] of them end the round.
-//! - The budget is hard. Leaves cost nothing when they are not run; there may be at most `leaves` of them.
+//! - The budget is hard. When leaves are not run, they cost nothing, nor does any other prefix that a single SID begins with
+//!   (a *settled* one, see [`super::search`]): it counts as a leaf. There may be at most `leaves` of them.
 //! - When what is left of the budget (or of the rounds) is only just enough to reach `goal` complete SIDs, the round
-//!   completes prefixes greedily instead: of the deepest nodes with an unexpanded child, the child with the best
-//!   `V + eta logp` (V of its parent). What is needed is known from the trie alone. With R the last depth that is run (L,
-//!   or L - 1 when leaves are not), an unexpanded child of a node at depth d < R is at most R - d forwards from one more
-//!   SID; a run node at depth R is an SID, or has all its leaves within reach.
+//!   completes prefixes greedily instead: of the deepest nodes with an unexpanded child that costs a forward, the child with
+//!   the best `V + eta logp` (V of its parent). What is needed is known from the trie alone. With R the last depth that is
+//!   run (L, or L - 1 when leaves are not), such a child of a node at depth d < R is at most R - d forwards from one more
+//!   SID; leaves that were run, and settled children of nodes that were, are SIDs within reach.
 //!
 //! Draws: word 0 of the generator at (key, step, document, `draws + c`), `draws` advancing by the number of children.
 //! `table`: f32 `[3, n]` by visits: `ceil(c N^a)`, `beta sqrt(ln(N + 1))`, `1 / sqrt(N + 1)` ([`table`]), so that integer
@@ -115,8 +116,31 @@ impl Round<'_> {
         self.trie.edges(self.on.node(node, node::TRIE)).len() as u32
     }
 
+    /// Whether prefixes that a single SID begins with are not run.
+    fn settles(&self) -> bool {
+        self.p.run_levels < self.p.levels
+    }
+
+    /// Whether a node is complete: an SID, or the only way to one. The root is neither.
+    fn is_settled(&self, node: usize) -> bool {
+        let at = self.on.node(node, node::TRIE);
+        node > 0 && self.trie.is_settled(at, self.settles())
+    }
+
+    fn is_run(&self, node: usize) -> bool {
+        !self.settles() || !self.is_settled(node)
+    }
+
+    /// Children that complete an SID without a forward.
+    fn free_children(&self, node: usize) -> u32 {
+        match self.settles() {
+            true => self.trie.settled_children(self.on.node(node, node::TRIE)),
+            false => 0,
+        }
+    }
+
     fn is_closed(&self, node: usize) -> bool {
-        self.on.node(node, node::CLOSED) == self.legal(node)
+        self.is_settled(node) || self.on.node(node, node::CLOSED) == self.legal(node)
     }
 
     /// The log-probs of the node's children.
@@ -144,7 +168,7 @@ impl Round<'_> {
         *self.on.node_mut(node, node::NEXT) = self.on.node(up as usize, node::FIRST);
         *self.on.node_mut(up as usize, node::FIRST) = node as u32;
         *self.on.node_mut(up as usize, node::CHILDREN) += 1;
-        if self.on.node(node, node::DEPTH) == self.p.levels {
+        if self.is_settled(node) {
             while up != NONE {
                 *self.on.node_mut(up as usize, node::CLOSED) += 1;
                 if !self.is_closed(up as usize) {
@@ -156,15 +180,16 @@ impl Round<'_> {
         self.visit(node);
     }
 
-    /// Counts a node that is in the tree: its children are unexpanded or, past the last level that is run, within reach.
+    /// Counts a node that is in the tree: its children are unexpanded or, where they cost nothing, within reach.
     fn count_children(&mut self, node: usize) {
-        let depth = self.on.node(node, node::DEPTH);
-        self.leaves += (depth == self.p.levels) as u32;
-        if depth == self.p.run_levels {
-            // A leaf that was run is an SID itself.
-            self.reachable += self.legal(node).max(1);
-        } else if depth < self.p.run_levels {
-            self.open[depth as usize] += self.legal(node);
+        if self.is_settled(node) {
+            self.leaves += 1;
+            // One that was not run is among its parent's free children.
+            self.reachable += self.is_run(node) as u32;
+        } else {
+            let (depth, free) = (self.on.node(node, node::DEPTH), self.free_children(node));
+            self.reachable += free;
+            self.open[depth as usize] += self.legal(node) - free;
         }
     }
 
@@ -172,15 +197,14 @@ impl Round<'_> {
         let (mut first, mut sum) = ([0.0f32; MAX_LEVELS], [0.0f32; MAX_LEVELS]);
         let mut members = [0u32; MAX_LEVELS];
         for node in 0..self.frontier {
-            let depth = self.on.node(node, node::DEPTH);
+            let d = self.on.node(node, node::DEPTH) as usize;
             self.count_children(node);
-            if depth < self.p.run_levels {
-                self.open[depth as usize] -= self.on.node(node, node::CHILDREN);
+            if node > 0 && self.is_run(node) {
+                self.open[d - 1] -= 1;
             }
-            if depth == self.p.levels {
+            if self.is_settled(node) {
                 continue;
             }
-            let d = depth as usize;
             // Relative to the first, so that the mean of equal scores is that score.
             let g = self.on.stat(node, stat::SCORE);
             if members[d] == 0 {
@@ -234,8 +258,8 @@ impl Round<'_> {
         false
     }
 
-    /// Greedy completion: of the deepest nodes with an unexpanded child, the child with the best V + eta logp.
-    /// `None` when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
+    /// Greedy completion: of the deepest nodes with an unexpanded child that costs a forward, the child with the best
+    /// V + eta logp. `None` when the nodes of this round, once they are scored, lead to enough SIDs by shorter ways.
     fn best_open(&self) -> Option<(usize, u32)> {
         let (mut chosen, mut deepest, mut best) = (None, 0, 0.0);
         for node in 0..self.frontier {
@@ -249,7 +273,8 @@ impl Round<'_> {
             for (&logp, edge) in self.logps(node).iter().zip(edges) {
                 let score = value + self.p.eta * logp;
                 let better = chosen.is_none() || depth > deepest || score > best;
-                if better && !self.is_taken(node, edge) {
+                let free = self.settles() && self.trie.is_settled(edge + 1, true);
+                if better && !free && !self.is_taken(node, edge) {
                     (chosen, deepest, best) = (Some((node, edge)), depth, score);
                 }
             }
@@ -264,7 +289,7 @@ impl Round<'_> {
         let mean = self.mean[d as usize];
         children < self.legal(node)
             && (children as f32) < self.table(0, self.on.node(node, node::VISITS))
-            && (d + 1 < self.p.levels || self.leaves < self.p.leaves)
+            && (self.free_children(node) == 0 || self.leaves < self.p.leaves)
             && self.on.stat(node, stat::SCORE) + SLACK * mean.abs() >= mean
     }
 
@@ -327,9 +352,8 @@ impl Round<'_> {
         self.on.make(new, under, edge, logp);
         self.link(new);
         self.count_children(new);
-        let depth = self.on.node(new, node::DEPTH);
-        if depth <= self.p.run_levels {
-            self.open[depth as usize - 1] -= 1;
+        if self.is_run(new) {
+            self.open[self.on.node(new, node::DEPTH) as usize - 1] -= 1;
         }
         new
     }
@@ -361,7 +385,7 @@ impl Round<'_> {
                 },
             };
             let new = self.attach(under, edge);
-            if self.on.node(new, node::DEPTH) <= self.p.run_levels {
+            if self.is_run(new) {
                 self.on.run(row, new, self.trie.token(edge));
                 *self.on.header(header::COST) += 1;
                 row += 1;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::forest::Row;
 use crate::kernels::harness::Harness;
-use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin};
+use crate::kernels::search::{RECORD, STATS, SearchSlices, search_begin, trie_words};
 use crate::kernels::ved_select::{Params, table, ved_select};
 
 /// Pearson's statistic of counts against expected shares.
@@ -85,7 +85,7 @@ fn expansions_follow_the_policy_without_replacement() {
     let rows = h.u32("rows", &vec![0; prompts * 2 * Row::WORDS]);
     let parent = h.u32("parent", &vec![0; 1 + prompts * nodes]);
     let entry = h.u32("entry", &vec![0; prompts * 2 * 2]);
-    let trie = h.u32("trie", &[0, 4, 4, 4, 4, 4, 5, 6, 7, 8]);
+    let trie = h.u32("trie", &trie_words(&[0, 4, 4, 4, 4, 4], &[5, 6, 7, 8]));
     let child_logp = h.f32("child_logp", &logps);
     let tables = h.f32("table", &table(8, 1.0, 8.0, 0.5));
     let inputs = [child_logp.slice(), trie.slice(), tables.slice()];

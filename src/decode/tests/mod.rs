@@ -287,7 +287,7 @@ fn reference_ved(
     );
     for (candidate, (sid, value)) in decoded.candidates.iter().zip(&want) {
         assert!((candidate.value as f64 - value).abs() < 1e-5);
-        assert!((candidate.logp as f64 - world.logp(sid)).abs() < 1e-4);
+        assert!((candidate.logp as f64 - world.logp(search.decided(sid))).abs() < 1e-4);
     }
 }
 
@@ -312,7 +312,7 @@ fn value_guided_search_equals_the_reference_within_every_budget() {
 #[test]
 fn the_default_always_finds_sixteen_candidates() {
     let mut draws = Rng::new(4, rng::Stream::Test, 0, 0);
-    let (mut spent, mut planned) = (0, 0);
+    let (mut spent, mut planned) = ([0; 2], [0; 2]);
     // Bushy, like real catalogs, and so sparse that each further SID takes a path of its own.
     for (levels, codes, items) in [
         (3, 6, 150),
@@ -332,15 +332,16 @@ fn the_default_always_finds_sixteen_candidates() {
             let (plan, decoded) = decode(&cpu(), &catalog, &config(Method::Ved(ved)), &prompts);
             for decoded in &decoded {
                 assert_eq!(decoded.candidates.len(), 16.min(catalog.sids.len()));
-                spent += decoded.cost;
-                planned += plan.budget;
+                spent[score_leaves as usize] += decoded.cost;
+                planned[score_leaves as usize] += plan.budget;
                 // Each with a value of its own where leaves are run.
                 assert!(!score_leaves || decoded.searched == decoded.candidates.len());
             }
         }
     }
-    // Dead ends leave a little of the budget.
-    assert!(spent * 100 >= planned * 95, "{spent} of {planned}");
+    // Dead ends leave a little of the budget; what needs no forward, more.
+    let share = [0, 1].map(|i| spent[i] * 100 / planned[i]);
+    assert!(share[1] >= 95 && share[0] < 90, "{share:?} percent");
 }
 
 #[test]

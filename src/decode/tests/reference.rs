@@ -142,8 +142,28 @@ impl<'a> Search<'a> {
         self.world.value(prefix) + self.ved.lambda as f64 * entropy
     }
 
+    /// An SID or, where leaves are not run, a prefix that no other SID begins with.
     fn is_leaf(&self, prefix: &[u32]) -> bool {
-        prefix.len() == self.world.levels
+        let below = || self.world.sids.iter().filter(|sid| sid.starts_with(prefix));
+        let settled = !self.ved.score_leaves && !prefix.is_empty() && below().count() == 1;
+        prefix.len() == self.world.levels || settled
+    }
+
+    /// The part of an SID that is drawn or run.
+    pub fn decided<'s>(&self, sid: &'s [u32]) -> &'s [u32] {
+        let len = (1..=sid.len()).find(|&len| self.is_leaf(&sid[..len]));
+        &sid[..len.expect("an SID is one")]
+    }
+
+    /// The children of a node that cost no forward.
+    fn free_children(&self, node: usize) -> usize {
+        let prefix = &self.nodes[node].prefix;
+        let legal = self.world.legal(prefix);
+        let free = |&token: &u32| self.is_leaf(&[prefix.as_slice(), &[token]].concat());
+        match self.ved.score_leaves {
+            true => 0,
+            false => legal.iter().filter(|token| free(token)).count(),
+        }
     }
 
     fn add(&mut self, parent: usize, token: u32) {
@@ -188,6 +208,15 @@ impl<'a> Search<'a> {
             .collect()
     }
 
+    /// Unexpanded children that cost a forward.
+    fn open(&self, node: usize) -> Vec<u32> {
+        let prefix = &self.nodes[node].prefix;
+        let free =
+            |token| !self.ved.score_leaves && self.is_leaf(&[prefix.as_slice(), &[token]].concat());
+        let open = self.unexpanded(node).into_iter();
+        open.filter(|&token| !free(token)).collect()
+    }
+
     /// Whether every SID below the node is in the tree.
     fn is_closed(&self, node: usize) -> bool {
         self.unexpanded(node).is_empty()
@@ -216,15 +245,11 @@ impl<'a> Search<'a> {
         let mut reachable = 0;
         for (i, node) in self.nodes.iter().enumerate() {
             let depth = node.prefix.len();
-            if depth == last {
-                let below = self
-                    .world
-                    .sids
-                    .iter()
-                    .filter(|sid| sid.starts_with(&node.prefix));
-                reachable += below.count();
-            } else if depth < last {
-                costs.extend(self.unexpanded(i).iter().map(|_| last - depth));
+            if self.is_leaf(&node.prefix) {
+                reachable += self.ved.score_leaves as usize;
+            } else {
+                reachable += self.free_children(i);
+                costs.extend(self.open(i).iter().map(|_| last - depth));
             }
         }
         let need = goal.saturating_sub(reachable);
@@ -241,15 +266,13 @@ impl<'a> Search<'a> {
             let depth = self.nodes[node].prefix.len();
             let peers: Vec<f64> = self.nodes[..known]
                 .iter()
-                .filter(|n| n.prefix.len() == depth)
+                .filter(|n| n.prefix.len() == depth && !self.is_leaf(&n.prefix))
                 .map(|n| n.g)
                 .collect();
             let mean = peers.iter().sum::<f64>() / peers.len() as f64;
             let visits = self.nodes[node].visits as f64;
             let widest = self.ved.widen_c as f64 * visits.powf(self.ved.widen_a as f64);
-            let room = depth + 1 < self.world.levels
-                || self.ved.score_leaves
-                || self.leaves() < free_leaves;
+            let room = self.free_children(node) == 0 || self.leaves() < free_leaves;
             if !self.unexpanded(node).is_empty()
                 && (self.nodes[node].children.len() as f64) < widest
                 && room
@@ -294,8 +317,9 @@ impl<'a> Search<'a> {
         for node in 0..known {
             let prefix = &self.nodes[node].prefix;
             if prefix.len() < self.last_run() {
-                for token in self.unexpanded(node) {
-                    let logp = self.last_logp(&[prefix.as_slice(), &[token]].concat());
+                for token in self.open(node) {
+                    let whole = self.world.logp(&[prefix.as_slice(), &[token]].concat());
+                    let logp = whole - self.world.logp(prefix);
                     let promise = self.world.value(prefix) + self.ved.eta as f64 * logp;
                     all.push((prefix.len(), promise, node, token));
                 }
@@ -313,11 +337,23 @@ impl<'a> Search<'a> {
 
     /// The whole search: first tree, rounds, final selection. The plan's bounds are the caller's.
     pub fn run(&mut self, plan: &crate::decode::Plan) -> Vec<(Vec<u32>, f64)> {
-        for level in self.world.beam(&plan.widths) {
-            for prefix in level {
-                let up = &prefix[..prefix.len() - 1];
-                let parent = self.nodes.iter().position(|n| n.prefix == up).unwrap();
-                self.add(parent, *prefix.last().unwrap());
+        for (level, &width) in plan.widths.iter().enumerate() {
+            // A beam in which what is complete keeps its place.
+            let places = width.saturating_sub(self.leaves());
+            let mut next = Vec::new();
+            for node in 0..self.nodes.len() {
+                let prefix = &self.nodes[node].prefix;
+                if prefix.len() == level && !self.is_leaf(prefix) {
+                    for token in self.world.legal(prefix) {
+                        let logp = self.world.logp(&[prefix.as_slice(), &[token]].concat());
+                        next.push((logp, token, node));
+                    }
+                }
+            }
+            next.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+            next.truncate(places);
+            for (_, token, node) in next {
+                self.add(node, token);
             }
         }
         for round in 0..plan.rounds {
@@ -361,22 +397,27 @@ impl<'a> Search<'a> {
 
     fn finish(&self, goal: usize) -> Vec<(Vec<u32>, f64)> {
         let eta = self.ved.eta as f64;
+        let promise = |up: &[u32], sid: &[u32]| self.world.value(up) + eta * self.world.logp(sid);
+        let whole = |prefix: &[u32]| {
+            let mut sids = self.world.sids.iter();
+            sids.find(|sid| sid.starts_with(prefix)).unwrap().clone()
+        };
         let (mut found, mut rest) = (Vec::new(), Vec::new());
         for (i, node) in self.nodes.iter().enumerate() {
-            let depth = node.prefix.len();
-            if depth == self.world.levels {
-                let (up, logp) = (&node.prefix[..depth - 1], self.last_logp(&node.prefix));
+            let prefix = &node.prefix;
+            if self.is_leaf(prefix) {
                 let value = if self.ved.score_leaves {
-                    self.world.value(&node.prefix)
+                    self.world.value(prefix)
                 } else {
-                    self.world.value(up) + eta * logp
+                    promise(&prefix[..prefix.len() - 1], prefix)
                 };
-                found.push((node.prefix.clone(), value));
-            } else if depth + 1 == self.world.levels {
-                for token in self.unexpanded(i) {
-                    let sid = [node.prefix.as_slice(), &[token]].concat();
-                    let value = self.world.value(&node.prefix) + eta * self.last_logp(&sid);
-                    rest.push((sid, value));
+                found.push((whole(prefix), value));
+                continue;
+            }
+            for token in self.unexpanded(i) {
+                let sid = [prefix.as_slice(), &[token]].concat();
+                if self.is_leaf(&sid) {
+                    rest.push((whole(&sid), promise(prefix, &sid)));
                 }
             }
         }
@@ -385,9 +426,5 @@ impl<'a> Search<'a> {
         found.extend(rest);
         found.truncate(goal);
         found
-    }
-
-    fn last_logp(&self, sid: &[u32]) -> f64 {
-        self.world.logp(sid) - self.world.logp(&sid[..sid.len() - 1])
     }
 }
