@@ -20,6 +20,7 @@ const SUMMARY: u32 = 4u;
 const NOTHING: u32 = 0u;
 const COMPLETION: u32 = 1u;
 const LEAF: u32 = 2u;
+const BEFORE_ALL: u32 = 3u;
 
 // What would be picked: `edge` under node `under`, or leaf `under`, which `edge` leads to.
 struct Choice { kind: u32, under: u32, edge: u32, value: f32 }
@@ -117,13 +118,13 @@ fn is_before(a: Choice, other: Choice) -> bool {
     return a.under < other.under || (a.under == other.under && a.edge < other.edge);
 }
 
-// The best that this lane finds beside the first `found` candidates.
-fn best_of_lane(lane: u32, count: u32, found: u32) -> Choice {
+// The best that this lane finds after `last`.
+fn best_of_lane(lane: u32, count: u32, last: Choice) -> Choice {
     var best = Choice(NOTHING, NONE, NONE, 0.0);
     for (var leaf = lane; leaf < count; leaf += LANES) {
         if is_leaf(leaf) {
             let choice = Choice(LEAF, leaf, word(leaf, TRIE) - 1u, leaf_value(leaf));
-            if is_before(choice, best) && !is_picked(choice.edge, found) {
+            if is_before(last, choice) && is_before(choice, best) {
                 best = choice;
             }
         }
@@ -138,7 +139,7 @@ fn best_of_lane(lane: u32, count: u32, found: u32) -> Choice {
         let at = word(node, TRIE);
         for (var edge = trie[at] + lane; edge < trie[at + 1u]; edge += LANES) {
             let choice = Choice(COMPLETION, node, edge, promise(node, child_logp_of(node, edge)));
-            if is_before(choice, best) && is_settled_at(edge + 1u, settles()) && !is_picked(edge, found) {
+            if is_before(last, choice) && is_before(choice, best) && is_settled_at(edge + 1u, settles()) {
                 best = choice;
             }
         }
@@ -166,25 +167,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             pick(i, word(leaf, PARENT), word(leaf, TRIE) - 1u, stat(leaf, LOGP), stat(leaf, VALUE));
         }
     } else {
-        for (var i = 0u; i < p.goal; i++) {
-            choice_of[lane] = best_of_lane(lane, count, found);
-            workgroupBarrier();
-            var best = choice_of[0];
-            for (var other = 1u; other < LANES; other++) {
-                if is_before(choice_of[other], best) {
-                    best = choice_of[other];
-                }
+        // In their order. Completions are looked at when fewer leaves than `goal` have been picked, all there are; as many of
+        // them may be those leaves.
+        var best = Choice(BEFORE_ALL, NONE, NONE, 0.0);
+        for (var i = 0u; i < 2u * p.goal; i++) {
+            if found < p.goal {
+                choice_of[lane] = best_of_lane(lane, count, best);
             }
-            if best.kind != NOTHING {
-                if valid && lane == 0u {
-                    if best.kind == LEAF {
-                        pick(found, word(best.under, PARENT), best.edge, stat(best.under, LOGP), best.value);
-                    } else {
-                        pick(found, best.under, best.edge, child_logp_of(best.under, best.edge), best.value);
+            storageBarrier();
+            workgroupBarrier();
+            if found < p.goal {
+                best = choice_of[0];
+                for (var other = 1u; other < LANES; other++) {
+                    if is_before(choice_of[other], best) {
+                        best = choice_of[other];
                     }
                 }
-                found += 1u;
-                searched += select(0u, 1u, best.kind == LEAF);
+                if best.kind == LEAF || (best.kind == COMPLETION && !is_picked(best.edge, found)) {
+                    if valid && lane == 0u {
+                        if best.kind == LEAF {
+                            pick(found, word(best.under, PARENT), best.edge, stat(best.under, LOGP), best.value);
+                        } else {
+                            pick(found, best.under, best.edge, child_logp_of(best.under, best.edge), best.value);
+                        }
+                    }
+                    found += 1u;
+                    searched += select(0u, 1u, best.kind == LEAF);
+                }
             }
             // The pick is written, and every lane has seen the choices.
             storageBarrier();

@@ -461,13 +461,12 @@ fn longest_loop(trie: &TrieBuffers, plan: &Plan, config: &DecodeConfig) -> u64 {
     let [goal, nodes, budget] = [plan.goal, plan.nodes, plan.budget].map(|n| n as u64);
     // Each lane of 64 counts, for its children, those before them.
     let expand = fanout.div_ceil(64) * (fanout + 2);
-    // For each candidate, every lane of 64 looks at its nodes and at its children of the nodes that were run, some of which it
-    // looks for among the candidates, and at what the lanes have found; beams are ordered as they are.
-    let search = 1 + trie.levels() as u64 + goal;
+    // Twice for each candidate, every lane of 64 looks at its nodes and at its children of the nodes that were run, at what the
+    // lanes have found, and for that among the candidates; beams are ordered as they are.
     let children = if plan.settles { fanout } else { last }.div_ceil(64);
-    let lane = (nodes.div_ceil(64) + budget * children) * search + nodes + 64;
+    let lane = nodes.div_ceil(64) + nodes + budget * children + 64 + goal;
     let candidates = match config.method {
-        Method::Ved(_) => goal * lane,
+        Method::Ved(_) => 2 * goal * (lane + 2 * trie.levels() as u64),
         _ => 0,
     };
     expand.max(candidates)

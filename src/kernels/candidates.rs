@@ -289,11 +289,16 @@ pub fn cases(h: &mut Harness) -> Result<()> {
     for (prompts, levels, fanout, goal, ordered, score_leaves) in [
         (1, 1, 1, 1, 0, 1),
         (3, 3, 4, 5, 0, 0),
+        (9, 4, 3, 12, 0, 0),
         (65, 2, 5, 9, 0, 1),
         (2, 3, 3, 4, 1, 0),
     ] {
         let (begin, tokens, first_leaf) = random_trie(h.draws(), levels, fanout, 50);
-        let trie = h.u32("trie", &trie_words(&begin, &tokens));
+        let words = trie_words(&begin, &tokens);
+        let settles = ordered == 0 && score_leaves == 0;
+        let is_settled =
+            |at: usize| Trie::new(&words, begin.len() as u32).is_settled(at as u32, settles);
+        let trie = h.u32("trie", &words);
         let nodes = 1 + 4 * levels;
         let mut image = Vec::new();
         for b in 0..prompts as u32 {
@@ -303,7 +308,7 @@ pub fn cases(h: &mut Harness) -> Result<()> {
                 let under = h.draws().below(tree.len());
                 let at = tree[under][node::TRIE] as usize;
                 let children = (begin[at + 1] - begin[at]) as usize;
-                if children > 0 && tree.len() < nodes {
+                if (under == 0 || !is_settled(at)) && tree.len() < nodes {
                     let child = begin[at] + h.draws().below(children) as u32 + 1;
                     if tree.iter().all(|record| record[node::TRIE] != child) {
                         tree.push([child, under as u32, tree[under][2] + 1, 0, 0, 0, NONE, NONE]);
