@@ -94,6 +94,16 @@ const STEPS: &[&str] = &[
     "run.keep_checkpoints=100",
 ];
 
+/// That the run folder `got` holds what `want` does.
+fn same_remains(got: &Path, want: &Path) {
+    let (got, want) = (remains(got), remains(want));
+    let differing: Vec<&String> = want
+        .keys()
+        .filter(|n| got.get(*n) != want.get(*n))
+        .collect();
+    assert!(differing.is_empty(), "{differing:?}");
+}
+
 fn resumes_with_the_same_bits(device: DeviceRef, changes: &[&str], at: &[(Stage, u64)]) {
     let (data, config) = (dataset(), config(&[STEPS, changes].concat()));
     let temporary = tempfile::tempdir().unwrap();
@@ -152,12 +162,7 @@ fn the_baseline_may_spend_what_reinforcement_learning_spent() {
     assert_eq!(best, "rl-00000002\n");
     interrupted(&straight, &resumed, Stage::Grpo, 2);
     run(&cpu(), &resumed, &config, &data, ALL);
-    let (got, want) = (remains(&resumed), remains(&straight));
-    let differing: Vec<&String> = want
-        .keys()
-        .filter(|n| got.get(*n) != want.get(*n))
-        .collect();
-    assert!(differing.is_empty(), "{differing:?}");
+    same_remains(&resumed, &straight);
 }
 
 #[test]
@@ -250,12 +255,7 @@ fn a_stage_alone_goes_on_with_the_same_bits() {
     let resumed = temporary.path().join("resumed");
     interrupted(&straight, &resumed, Stage::Rl, 2);
     run(&cpu(), &resumed, &config, &data, rl);
-    let (want, got) = (remains(&straight), remains(&resumed));
-    let differing: Vec<&String> = want
-        .keys()
-        .filter(|n| got.get(*n) != want.get(*n))
-        .collect();
-    assert!(differing.is_empty(), "{differing:?}");
+    same_remains(&resumed, &straight);
 }
 
 /// Rewrites a model file without its `value_head.*` tensors.
