@@ -267,7 +267,9 @@ fn a_checkpoint_that_cannot_be_written_leaves_nothing_behind() {
     );
     assert_eq!(line.matches("File too large").count(), 1, "{line}");
     assert!(
-        line.ends_with(&format!("; to go on: vstar train --resume {shown}")),
+        line.ends_with(&format!(
+            "; to go on: vstar train --stage sft --resume {shown}"
+        )),
         "{line}"
     );
     assert_eq!(fs::read_dir(root.join("checkpoints")).unwrap().count(), 0);
