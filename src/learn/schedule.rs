@@ -66,9 +66,9 @@ impl Limit {
             0 => [most, 1],
             _ => [tokens, steps],
         };
-        // In 128 bits: tokens may be as many as a run can have, more than once.
         let all = |n: u64| (n as u128 * steps as u128).div_ceil(tokens.max(1) as u128);
-        self.decode_tokens.map(|n| all(n) as u64)
+        self.decode_tokens
+            .map(|n| u64::try_from(all(n)).unwrap_or(u64::MAX))
     }
 }
 
