@@ -14,7 +14,9 @@ struct Params { prompts: u32, nodes: u32, levels: u32, tokens_at: u32, fanout: u
 //!include search
 //!include settled
 
+// Lanes agree in two steps, 8 x 8, then 8.
 const LANES: u32 = 64u;
+const PARTS: u32 = 8u;
 const SUMMARY: u32 = 4u;
 // A leaf of the tree comes before every completion.
 const NOTHING: u32 = 0u;
@@ -26,6 +28,7 @@ const BEFORE_ALL: u32 = 3u;
 struct Choice { kind: u32, under: u32, edge: u32, value: f32 }
 
 var<workgroup> choice_of: array<Choice, LANES>;
+var<workgroup> choice_of_part: array<Choice, PARTS>;
 var<private> b: u32;
 // Where this prompt's candidates begin.
 var<private> list: u32;
@@ -176,11 +179,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             storageBarrier();
             workgroupBarrier();
+            if found < p.goal && lane < PARTS {
+                var own = choice_of[lane];
+                for (var other = lane + PARTS; other < LANES; other += PARTS) {
+                    if is_before(choice_of[other], own) {
+                        own = choice_of[other];
+                    }
+                }
+                choice_of_part[lane] = own;
+            }
+            storageBarrier();
+            workgroupBarrier();
             if found < p.goal {
-                best = choice_of[0];
-                for (var other = 1u; other < LANES; other++) {
-                    if is_before(choice_of[other], best) {
-                        best = choice_of[other];
+                best = choice_of_part[0];
+                for (var part = 1u; part < PARTS; part++) {
+                    if is_before(choice_of_part[part], best) {
+                        best = choice_of_part[part];
                     }
                 }
                 if best.kind == LEAF || (best.kind == COMPLETION && !is_picked(best.edge, found)) {

@@ -464,7 +464,7 @@ fn longest_loop(trie: &TrieBuffers, plan: &Plan, config: &DecodeConfig) -> u64 {
     // Twice for each candidate, every lane of 64 looks at its nodes and at its children of the nodes that were run, at what the
     // lanes have found, and for that among the candidates; beams are ordered as they are.
     let children = if plan.settles { fanout } else { last }.div_ceil(64);
-    let lane = nodes.div_ceil(64) + nodes + budget * children + 64 + goal;
+    let lane = nodes.div_ceil(64) + nodes + budget * children + 16 + goal;
     let candidates = match config.method {
         Method::Ved(_) => 2 * goal * (lane + 2 * trie.levels() as u64),
         _ => 0,
