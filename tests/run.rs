@@ -371,6 +371,11 @@ fn a_state_reads_back_to_the_bit() {
         message.ends_with("decode_tokens = 18446744073709551615 is more than any run has"),
         "{message}"
     );
+    state.decode_tokens = 99;
+    state.save(temporary.path()).unwrap();
+    let message = line(State::load(temporary.path()));
+    let want = "last_decode_tokens = 100 is more than decode_tokens = 99";
+    assert!(message.ends_with(want), "{message}");
     fs::write(temporary.path().join("state.json"), "{\"stage\": \"sft\"").unwrap();
     let message = line(State::load(temporary.path()));
     assert!(

@@ -146,7 +146,7 @@ impl State {
         }
     }
 
-    /// Itself. Errors: a count that a run which goes on could take beyond what 64 bits hold.
+    /// Itself. Errors: a count that a run which goes on could take beyond what 64 bits hold; a step that took more than all.
     fn checked(self) -> Result<State> {
         let counts = [
             ("step", self.step),
@@ -156,6 +156,13 @@ impl State {
             ("skipped_steps", self.skipped_steps),
             ("updates", self.updates),
         ];
+        if self.last_decode_tokens > self.decode_tokens {
+            bail!(
+                "last_decode_tokens = {} is more than decode_tokens = {}",
+                self.last_decode_tokens,
+                self.decode_tokens
+            );
+        }
         match counts.into_iter().find(|&(_, count)| count > MAX_COUNT) {
             Some((name, count)) => bail!("{name} = {count} is more than any run has"),
             None => Ok(self),
